@@ -1,0 +1,119 @@
+"""A generated dataset with planted structure: no files needed, and a model that learns is told from one that doesn't.
+
+12 clusters of 4 groups of 5 items. With probability `FOLLOW` a user's next item obeys two rules, else it is any item:
+
+- its *cluster* follows from the last item's cluster and from the group of the item `LAG` places back;
+- its *group* follows from the last item.
+
+The rules leave 5 items, so the best possible recall@10 is about `FOLLOW`. Who sees only the last item must guess among
+4 clusters, 20 items, and gets half of that; popularity says nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rastp_jax.semantic_ids.embeddings import Item
+
+CLUSTERS = ("Lipstick", "Perfume", "Shampoo", "Mascara", "Soap", "Lotion", "Brush", "Nail Polish", "Powder", "Serum")
+CLUSTERS += ("Toner", "Sunscreen")
+GROUPS = ("Velvet", "Citrus", "Marine", "Amber")
+ITEMS_PER_GROUP = 5
+NUM_ITEMS = len(CLUSTERS) * len(GROUPS) * ITEMS_PER_GROUP
+FOLLOW = 0.85
+LAG = 3
+EMBEDDING_DIMS = 32
+MAX_LENGTH = 29
+
+
+class SyntheticSource:
+  """The generated users, items and embeddings; everything follows from the seed.
+
+  Attributes:
+    where: what messages call this source.
+  """
+
+  where = "the synthetic generator"
+
+  def __init__(self, seed: int = 0, num_users: int = 2000):
+    self._seed = seed
+    self._num_users = num_users
+    rng = np.random.default_rng([seed, 0])
+    # Shifts of one shuffled circle differ for every group, so no two groups agree on the next cluster.
+    circle = rng.permutation(len(CLUSTERS))
+    after = np.stack([np.roll(circle, -1 - shift) for shift in range(len(GROUPS))])
+    self._next_cluster = np.empty_like(after)
+    self._next_cluster[:, circle] = after
+    # Balanced, so that groups stay about equally frequent.
+    self._next_group = rng.permutation(np.arange(NUM_ITEMS) % len(GROUPS))
+
+  def fingerprint(self) -> str:
+    """sha256 over all generated values: it changes when the generator does."""
+    digest = hashlib.sha256(self.embeddings(NUM_ITEMS).tobytes())
+    for user, items in self.users():
+      digest.update(f"{user} {' '.join(map(str, items))}\n".encode())
+    for item in self.items():
+      digest.update(f"{item}\n".encode())
+    return digest.hexdigest()
+
+  def items(self) -> Iterator[Item]:
+    for row in range(NUM_ITEMS):
+      cluster, group, number = _place(row)
+      yield Item(
+        item_id=str(row + 1),
+        asin=f"SYN{row + 1:07d}",
+        title=f"{GROUPS[group]} {CLUSTERS[cluster]} No. {number + 1}",
+        brand=f"House of {GROUPS[group]}",
+        categories=(f"Synthetic > {CLUSTERS[cluster]} > {GROUPS[group]}",),
+      )
+
+  def users(self) -> Iterator[tuple[str, list[int]]]:
+    """Yields (user id, item rows from 0 in time order): mostly 5 to 20 items, a few up to `MAX_LENGTH`."""
+    rng = np.random.default_rng([self._seed, 1])
+    lengths = np.minimum(5 + rng.geometric(0.16, self._num_users) - 1, MAX_LENGTH)
+    for user, length in enumerate(lengths):
+      walk = [int(rng.integers(NUM_ITEMS))]
+      while len(walk) < length:
+        likely = self.likely_next(walk)
+        walk.append(int(rng.choice(likely) if rng.random() < FOLLOW else rng.integers(NUM_ITEMS)))
+      yield str(user + 1), walk
+
+  def embeddings(self, num_items: int) -> np.ndarray:
+    """float32 (num_items, EMBEDDING_DIMS): a cluster's centre, a smaller step for the group, a small one an item."""
+    rng = np.random.default_rng([self._seed, 2])
+    cluster, group, _ = _place(np.arange(num_items))
+    centre = rng.normal(size=(len(CLUSTERS), EMBEDDING_DIMS))
+    step = rng.normal(size=(len(GROUPS), EMBEDDING_DIMS))
+    own = rng.normal(size=(num_items, EMBEDDING_DIMS))
+    return (centre[cluster] + 0.4 * step[group] + 0.1 * own).astype(np.float32)
+
+  def likely_next(self, history: Sequence[int]) -> np.ndarray:
+    """The items the planted rules leave after a history (not empty; the oldest item stands in for a missing one)."""
+    cluster, _, _ = _place(history[-1])
+    _, group_back, _ = _place(history[max(-LAG, -len(history))])
+    first = (self._next_cluster[group_back, cluster] * len(GROUPS) + self._next_group[history[-1]]) * ITEMS_PER_GROUP
+    return np.arange(first, first + ITEMS_PER_GROUP)
+
+
+def oracle_recall(source: SyntheticSource, users: Sequence[Sequence[int]], k: int = 10) -> float:
+  """Recall@k of the predictor that knows the planted rules, each user's last item being the target."""
+  # Beyond the items the rules leave, all are equally likely, so fill up with any others.
+  return float(np.mean([user[-1] in _filled(source.likely_next(user[:-1]), k) for user in users]))
+
+
+def popularity_recall(users: Sequence[Sequence[int]], k: int = 10) -> float:
+  """Recall@k of the k items most frequent in all but the last two items of each user, the last being the target."""
+  counts = np.bincount(np.concatenate([np.asarray(user[:-2], np.int64) for user in users]), minlength=NUM_ITEMS)
+  top = np.argsort(-counts, kind="stable")[:k]
+  return float(np.isin([user[-1] for user in users], top).mean())
+
+
+def _place(row):
+  """Cluster, group and number within the group of item rows."""
+  return row // (len(GROUPS) * ITEMS_PER_GROUP), row // ITEMS_PER_GROUP % len(GROUPS), row % ITEMS_PER_GROUP
+
+
+def _filled(items: np.ndarray, k: int) -> set[int]:
+  chosen = list(items[:k])
+  return set(chosen + [row for row in range(NUM_ITEMS) if row not in chosen][: k - len(chosen)])

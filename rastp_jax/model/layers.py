@@ -1,0 +1,261 @@
+"""Layers of the T5-style encoder-decoder, as the published model computes them.
+
+Shapes: B batch, T queries, S keys, L encoder positions, D model width, H heads, K head width, V codes a level.
+Parameters are float32; matrices multiply in the configured compute dtype; norms, softmax and scores are float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+from rastp_jax.config import ModelConfig
+
+
+class Dropout:
+  """Hands out one dropout mask after another from a single key; `Dropout(None)` changes nothing.
+
+  The masks come from hashing each element's index with two words of the key (the `lowbias32` integer mixer), not from
+  `jax.random`: the hash fuses into the surrounding arithmetic, costs the same on every backend, needs no memory and does
+  not depend on how the array is sharded. Measured on a CPU it is 14 to 30 times faster than threefry or rbg masks.
+  """
+
+  def __init__(self, key: Key[Array, ""] | PRNGKeyArray | None):
+    self._key, self._calls = key, 0
+
+  def __call__(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
+    """Zeroes a share `rate` of the elements and scales the others by 1 / (1 - rate)."""
+    if self._key is None or rate == 0.0:
+      return x
+    words = jax.random.bits(jax.random.fold_in(self._key, self._calls), (2,), jnp.uint32)
+    self._calls += 1
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for axis, stride in enumerate(np.cumprod((1,) + x.shape[:0:-1])[::-1]):
+      index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+    mixed = _mix(_mix(index ^ words[0]) + words[1])
+    keep = mixed >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def _mix(word):
+  word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
+  word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
+  return word ^ (word >> 16)
+
+
+def linear(config: ModelConfig, fan_in: int, fan_out: int, *, std: float, bias: bool = False, rngs: nnx.Rngs):
+  """A dense layer; `std` is its T5 initialisation, which `init="reference"` replaces by PyTorch's uniform one."""
+  if config.init == "reference":
+    bound = 1.0 / math.sqrt(fan_in)
+    kernel_init = bias_init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+  else:
+    kernel_init, bias_init = nnx.initializers.normal(std), nnx.initializers.zeros
+  return nnx.Linear(
+    fan_in,
+    fan_out,
+    use_bias=bias,
+    kernel_init=kernel_init,
+    bias_init=bias_init,
+    dtype=jnp.dtype(config.dtype),
+    param_dtype=jnp.float32,
+    rngs=rngs,
+  )
+
+
+def norm(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
+  return nnx.RMSNorm(config.d_model, epsilon=config.norm_eps, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+
+def relative_bucket(distance: Int[Array, "..."], *, causal: bool, buckets: int, max_distance: int) -> Int[Array, "..."]:
+  """T5's bucket of a key's distance from its query (T5, arXiv 1910.10683, section 2.1).
+
+  Near distances get a bucket each, far ones share logarithmically wider buckets up to `max_distance`; without `causal`
+  half of the buckets are for keys after the query.
+
+  Args:
+    distance: key position - query position.
+  """
+  if causal:
+    side, distance = 0, -jnp.minimum(distance, 0)
+  else:
+    buckets //= 2
+    side, distance = (distance > 0).astype(jnp.int32) * buckets, jnp.abs(distance)
+  exact = buckets // 2
+  scale = (buckets - exact) / math.log(max_distance / exact)
+  far = exact + (jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) * scale).astype(jnp.int32)
+  return side + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+
+
+class RelativeBias(nnx.Module):
+  """T5's relative position bias: one table a stack, shared by all of its blocks."""
+
+  def __init__(self, config: ModelConfig, *, causal: bool, rngs: nnx.Rngs):
+    std = 1.0 if config.init == "reference" else config.d_model**-0.5
+    self.table = nnx.Param(std * jax.random.normal(rngs.params(), (config.relative_buckets, config.num_heads)))
+    self.causal, self.max_distance = causal, config.relative_max_distance
+
+  def __call__(self, queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Float[Array, "B H T S"]:
+    """Bias between places; B may be 1 where all rows share the same places."""
+    distance = keys[:, None, :] - queries[:, :, None]
+    table = self.table[...]
+    bucket = relative_bucket(distance, causal=self.causal, buckets=table.shape[0], max_distance=self.max_distance)
+    return jnp.moveaxis(table[bucket], -1, 1)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention without biases and without the 1/sqrt(K) scale (T5)."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    d, heads, head_dim = config.d_model, config.num_heads, config.head_dim
+    self.q = linear(config, d, heads * head_dim, std=(d * head_dim) ** -0.5, rngs=rngs)
+    self.k = linear(config, d, heads * head_dim, std=d**-0.5, rngs=rngs)
+    self.v = linear(config, d, heads * head_dim, std=d**-0.5, rngs=rngs)
+    self.o = linear(config, heads * head_dim, d, std=(heads * head_dim) ** -0.5, rngs=rngs)
+    self.num_heads, self.dropout = heads, config.attention_dropout
+
+  def heads(self, projected: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
+    return projected.reshape(*projected.shape[:-1], self.num_heads, -1)
+
+  def keys_values(self, memory: Float[Array, "B S D"]) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
+    return self.heads(self.k(memory)), self.heads(self.v(memory))
+
+  def __call__(
+    self,
+    query: Float[Array, "B T D"],
+    keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
+    mask: Bool[Array, "#B 1 #T S"],
+    bias: Float[Array, "#B H T S"] | None,
+    drop: Dropout,
+  ) -> Float[Array, "B T D"]:
+    keys, values = keys_values
+    if self.dropout:
+      probabilities = drop(self.probabilities(query, keys, mask, bias), self.dropout)
+      return self.mix(probabilities, values)
+    q_BTHK = self.heads(self.q(query))
+    bias = None if bias is None else bias.astype(q_BTHK.dtype)
+    out_BTHK = jax.nn.dot_product_attention(q_BTHK, keys, values, bias=bias, mask=mask, scale=1.0)
+    return self.o(out_BTHK.reshape(*query.shape[:-1], -1))
+
+  def probabilities(self, query, keys, mask, bias) -> Float[Array, "B H T S"]:
+    """Attention probabilities, float32, for the blocks that need them spelled out."""
+    logits = jnp.einsum("BTHK,BSHK->BHTS", self.heads(self.q(query)), keys, preferred_element_type=jnp.float32)
+    if bias is not None:
+      logits += bias
+    return jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis=-1)
+
+  def mix(self, probabilities: Float[Array, "B H T S"], values: Float[Array, "B S H K"]) -> Float[Array, "B T D"]:
+    out_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probabilities.astype(values.dtype), values)
+    return self.o(out_BTHK.reshape(*out_BTHK.shape[:2], -1))
+
+
+class Mlp(nnx.Module):
+  """Linear -> ReLU -> (Linear -> dropout -> ReLU)* -> Linear, with biases; `mlp_hidden_layers` counts the ReLUs."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    widths = [config.d_model] + [config.d_ff] * config.mlp_hidden_layers + [config.d_model]
+    layers = [linear(config, a, b, std=a**-0.5, bias=True, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    self.layers = nnx.List(layers)
+    self.dropout = config.dropout
+
+  def __call__(self, x: Float[Array, "B T D"], drop: Dropout) -> Float[Array, "B T D"]:
+    for index, layer in enumerate(self.layers[:-1]):
+      x = layer(x)
+      x = jax.nn.relu(drop(x, self.dropout) if index else x)
+    return self.layers[-1](x)
+
+
+class EncoderBlock(nnx.Module):
+  """Pre-norm self-attention and MLP."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.attention_norm, self.mlp_norm = norm(config, rngs=rngs), norm(config, rngs=rngs)
+    self.attention, self.mlp = Attention(config, rngs=rngs), Mlp(config, rngs=rngs)
+    self.dropout, self.mlp_dropout = config.dropout, config.mlp_dropout
+
+  def __call__(
+    self, hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], bias: Float[Array, "#B H L L"] | None, drop: Dropout
+  ) -> Float[Array, "B L D"]:
+    normed = self.attention_norm(hidden)
+    attended = self.attention(normed, self.attention.keys_values(normed), mask[:, None, None, :], bias, drop)
+    return self._finish(hidden, attended, drop)
+
+  def scored(
+    self,
+    hidden: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"],
+    bias: Float[Array, "#B H L L"] | None,
+    drop: Dropout,
+    *,
+    score_dropout: bool,
+    score_padded_queries: bool,
+  ) -> tuple[Float[Array, "B L D"], Float[Array, "B L"]]:
+    """The same block, and the attention each position receives: column sums over heads and queries, no gradient."""
+    normed = self.attention_norm(hidden)
+    keys, values = self.attention.keys_values(normed)
+    clean = self.attention.probabilities(normed, keys, mask[:, None, None, :], bias)
+    dropped = drop(clean, self.attention.dropout)
+    counted = jax.lax.stop_gradient(dropped if score_dropout else clean)
+    weights = jnp.ones(mask.shape, jnp.float32) if score_padded_queries else mask.astype(jnp.float32)
+    received = jnp.einsum("BHTS,BT->BS", counted, weights)
+    return self._finish(hidden, self.attention.mix(dropped, values), drop), received
+
+  def _finish(self, hidden, attended, drop: Dropout):
+    hidden += drop(attended, self.dropout)
+    return hidden + drop(self.mlp(self.mlp_norm(hidden), drop), self.mlp_dropout)
+
+
+class DecoderBlock(nnx.Module):
+  """Pre-norm causal self-attention, cross-attention without position bias, MLP."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.self_norm, self.cross_norm, self.mlp_norm = (norm(config, rngs=rngs) for _ in range(3))
+    self.self_attention, self.cross_attention = Attention(config, rngs=rngs), Attention(config, rngs=rngs)
+    self.mlp = Mlp(config, rngs=rngs)
+    self.dropout, self.mlp_dropout = config.dropout, config.mlp_dropout
+
+  def __call__(
+    self,
+    hidden: Float[Array, "B T D"],
+    bias: Float[Array, "1 H T T"],
+    memory_keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
+    memory_mask: Bool[Array, "B S"],
+    drop: Dropout,
+  ) -> Float[Array, "B T D"]:
+    steps = hidden.shape[1]
+    causal = jnp.tril(jnp.ones((steps, steps), bool))[None, None]
+    normed = self.self_norm(hidden)
+    attended = self.self_attention(normed, self.self_attention.keys_values(normed), causal, bias, drop)
+    return self._finish(hidden, attended, memory_keys_values, memory_mask, drop)
+
+  def step(
+    self,
+    hidden: Float[Array, "B W D"],
+    cache: tuple[Float[Array, "B W t H K"], Float[Array, "B W t H K"]] | None,
+    bias: Float[Array, "H t1"],
+    memory_keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
+    memory_mask: Bool[Array, "B S"],
+  ):
+    """One new token for each of W beams: t earlier tokens come from the cache, which is returned one longer.
+
+    The beams of a user are queries over the same memory, so cross-attention keys and values are never copied per beam.
+    """
+    attention = self.self_attention
+    normed = self.self_norm(hidden)
+    new = jax.tree.map(lambda x: x[:, :, None], attention.keys_values(normed))
+    keys, values = new if cache is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), cache, new)
+    queries = attention.heads(attention.q(normed))
+    logits = jnp.einsum("BWHK,BWtHK->BWHt", queries, keys, preferred_element_type=jnp.float32) + bias[None, None]
+    out = jnp.einsum("BWHt,BWtHK->BWHK", jax.nn.softmax(logits, axis=-1).astype(values.dtype), values)
+    attended = attention.o(out.reshape(*out.shape[:2], -1))
+    return self._finish(hidden, attended, memory_keys_values, memory_mask, Dropout(None)), (keys, values)
+
+  def _finish(self, hidden, attended, memory_keys_values, memory_mask, drop: Dropout):
+    hidden += drop(attended, self.dropout)
+    crossed = self.cross_attention(
+      self.cross_norm(hidden), memory_keys_values, memory_mask[:, None, None, :], None, drop
+    )
+    hidden += drop(crossed, self.dropout)
+    return hidden + drop(self.mlp(self.mlp_norm(hidden), drop), self.mlp_dropout)

@@ -1,0 +1,204 @@
+"""What a run tells the outside world: the progress line, metrics.jsonl, TensorBoard, and the clock behind the rates.
+
+The only file of training/ that prints or logs. Everything is written by the first process alone.
+"""
+
+import contextlib
+import glob
+import json
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import tensorboardX
+
+ACCELERATORS = (
+  # device file, what it is, the documented installation
+  ("/dev/nvidia0", "an NVIDIA GPU", 'pip install -U "jax[cuda12]"'),
+  ("/dev/accel[0-9]*", "a TPU", 'pip install -U "jax[tpu]"'),
+  ("/dev/vfio/[0-9]*", "a TPU", 'pip install -U "jax[tpu]"'),
+)
+
+
+def describe_devices() -> str:
+  """What JAX computes on, with a warning if an accelerator of this machine lies idle."""
+  devices = jax.devices()
+  text = f"Training on {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), JAX {jax.__version__}."
+  if devices[0].platform == "cpu":
+    for pattern, name, command in ACCELERATORS:
+      if glob.glob(pattern):
+        return text + f"\nWARNING: this machine has {name}, but the installed JAX only uses the CPU: run {command}"
+  return text
+
+
+class Clock:
+  """Seconds of training: what passes while it is not paused, over all restarts of a run."""
+
+  def __init__(self, seconds: float = 0.0):
+    self._before = seconds
+    self._since: float | None = time.monotonic()
+
+  @property
+  def seconds(self) -> float:
+    return self._before + (time.monotonic() - self._since if self._since is not None else 0.0)
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Leaves out compiling, evaluating and saving. Device work must be finished before, or it escapes the clock."""
+    self._before, self._since = self.seconds, None
+    try:
+      yield
+    finally:
+      self._since = time.monotonic()
+
+
+class Progress:
+  """Reports one log interval after the other.
+
+  The sums of an interval are fetched from the device only when the next one is complete, so the device never waits
+  for the host to read them. That reading returns when the interval's last step is done, which makes it the moment to
+  look at the clock.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    *,
+    clock: Clock,
+    step: int,
+    total_steps: int | None,
+    total_seconds: float | None,
+    steps_per_epoch: int,
+    learning_rate: Callable[[int], float],
+    best: Mapping | None = None,
+  ):
+    """Opens the logs, dropping what an interrupted run logged after `step`, where this one goes on.
+
+    Args:
+      workdir: metrics.jsonl and tensorboard/ are in here.
+      clock: the run's training time.
+      step: steps done so far.
+      total_steps: length of the run, or None if it is `total_seconds` of training.
+      total_seconds: length of the run, or None if it is `total_steps`.
+      steps_per_epoch: batches an epoch.
+      learning_rate: rate that a step used, by the step's number from 1.
+      best: {"step": ..., "recall@5": ...} of the best validation so far.
+    """
+    self._clock, self._total_steps, self._total_seconds = clock, total_steps, total_seconds
+    self._steps_per_epoch, self._learning_rate = steps_per_epoch, learning_rate
+    self._first_step, self._first_seconds = step, clock.seconds
+    self._seen_step, self._seen_seconds = step, clock.seconds
+    self._samples = 0.0
+    self._waiting: tuple[int, float, dict] | None = None
+    self._validation, self._best = "", best
+    self._writes = jax.process_index() == 0
+    if self._writes:
+      path = pathlib.Path(workdir) / "metrics.jsonl"
+      _drop_lines_after(path, step)
+      self._lines = path.open("a", buffering=1)
+      self._board = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1)
+
+  def say(self, text: str) -> None:
+    """Prints a line for people."""
+    if self._writes:
+      print(text, flush=True)
+
+  def count(self, samples: float) -> None:
+    """Adds a batch's samples to the open interval."""
+    self._samples += samples
+
+  def interval(self, step: int, sums: Mapping[str, jax.Array]) -> None:
+    """Closes the interval that ends with `step` and reports the one before.
+
+    Args:
+      step: steps done.
+      sums: device scalars, as `trainer.TrainState.sums`; owned from now on.
+    """
+    self.flush()
+    self._waiting, self._samples = (step, self._samples, dict(sums)), 0.0
+
+  def flush(self, validation: Mapping[str, float] | None = None) -> None:
+    """Reports the last closed interval now.
+
+    Args:
+      validation: figures of an evaluation at its end, to go on the same line.
+    """
+    if self._waiting is None:
+      return
+    step, samples, sums = self._waiting
+    self._waiting = None
+    sums = {name: float(value) for name, value in jax.device_get(sums).items()}
+    seconds = self._clock.seconds
+    steps, total, weight = sums.pop("steps"), sums.pop("samples"), sums.pop("grad_norm")
+    line = {"step": step, "epoch": round(step / self._steps_per_epoch, 4)}
+    line |= {name: value / max(total, 1.0) for name, value in sums.items()}
+    line |= {
+      "samples_per_second": round(samples / max(seconds - self._seen_seconds, 1e-9), 2),
+      "learning_rate": self._learning_rate(step),
+      "grad_norm": weight / max(steps, 1.0),
+      "seconds": round(seconds, 3),
+    }
+    line |= {f"validation/{name}": value for name, value in (validation or {}).items()}
+    self._seen_step, self._seen_seconds = step, seconds
+    if validation and "recall@5" in validation:
+      self._validation = f" | validation recall@5 {validation['recall@5']:.4f}"
+      if self._best is None or validation["recall@5"] > self._best["recall@5"]:
+        self._best = {"step": step, "recall@5": validation["recall@5"]}
+    if self._writes:
+      self._lines.write(json.dumps(line) + "\n")
+      for name, value in line.items():
+        if name != "step":
+          self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+    self.say(self._line(line))
+
+  def close(self) -> None:
+    """Reports what is left and closes the files."""
+    self.flush()
+    if self._writes:
+      self._lines.close()
+      self._board.close()
+
+  def _line(self, line: Mapping[str, float]) -> str:
+    step, seconds = line["step"], line["seconds"]
+    if self._total_steps is not None:
+      done, length = step / self._total_steps, f"{self._total_steps:,}"
+      per_step = (seconds - self._first_seconds) / max(step - self._first_step, 1)
+      left = per_step * (self._total_steps - step)
+    else:
+      done, length = seconds / self._total_seconds, "?"
+      left = self._total_seconds - seconds
+    best = f" (best {self._best['recall@5']:.4f} at step {self._best['step']:,})" if self._best else ""
+    return (
+      f"step {step:,}/{length} {min(done, 1.0):4.0%} | epoch {line['epoch']:.2f} | loss {line['loss']:.4f} | "
+      f"{line['samples_per_second']:,.0f} samples/s | {duration_text(max(left, 0.0))} left{self._validation}{best}"
+    )
+
+
+def duration_text(seconds: float) -> str:
+  """'45 s', '12 min 5 s', '3 h 20 min'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours} h {minutes} min"
+  return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _drop_lines_after(path: pathlib.Path, step: int) -> None:
+  """Keeps the lines up to `step`: a resumed run writes the later ones again. A torn last line goes too."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text(errors="replace").splitlines():
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line + "\n")
+    except (ValueError, KeyError, TypeError):
+      continue
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  with os.fdopen(handle, "w") as file:
+    file.writelines(kept)
+  os.chmod(temporary, 0o644)  # mkstemp's files are private
+  os.replace(temporary, path)

@@ -1,0 +1,155 @@
+"""Our numbers against vectors that the published PyTorch code produced (`tests/golden`)."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rastp_jax.config import ModelConfig, PruningConfig
+from rastp_jax.model import recommender
+from rastp_jax.model.beam_search import beam_search
+from rastp_jax.model.layers import relative_bucket
+from rastp_jax.model.pruning import CRITERIA, Tokens
+from rastp_jax.model.published import load_published, published_names
+from rastp_jax.semantic_ids.trie import build_transitions
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+class Case:
+  """One golden file with pruning on or off, and our model with its weights."""
+
+  def __init__(self, name: str, pruned: bool):
+    self.arrays = np.load(GOLDEN / f"{name}.npz")
+    self.prefix = "prune/" if pruned else "noprune/"
+    sizes = json.loads(str(self.arrays["config"]))
+    model_config = ModelConfig(
+      d_model=sizes["d_model"],
+      num_heads=sizes["num_heads"],
+      head_dim=sizes["d_kv"],
+      d_ff=sizes["d_ff"],
+      encoder_blocks=sizes["num_layers"],
+      decoder_blocks=sizes["num_layers"],
+      mlp_hidden_layers=sizes["mlp_layers"],
+      uniform_width=True,
+    )
+    pruning_config = PruningConfig(
+      criterion="rastp" if pruned else "none",
+      after_block=(sizes["prune_layer_index"],),
+      keep_ratio=(sizes["keep_ratio"],),
+      positions="none",
+      score_dropout=True,
+      score_padded_queries=True,
+    )
+    widths = (sizes["num_embeddings_per_hierarchy"],) * sizes["num_hierarchies"]
+    self.model = recommender.Recommender(model_config, pruning_config, widths, rngs=nnx.Rngs(0))
+    load_published(self.model, {k[6:]: v for k, v in self.arrays.items() if k.startswith("param/")})
+    self.history = jnp.asarray(self.arrays["input_ids"]).reshape(len(self.arrays["labels"]), -1, len(widths))
+    self.labels = jnp.asarray(self.arrays["labels"])
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    return self.arrays[self.prefix + name]
+
+
+@pytest.fixture(
+  scope="module",
+  params=[(n, p) for n in ("small_init", "small_trained") for p in (True, False)],
+  ids=lambda p: f"{p[0]}-{'pruned' if p[1] else 'dense'}",
+)
+def case(request):
+  return Case(*request.param)
+
+
+def close(name, ours, theirs, tolerance, record_property):
+  """The largest difference, relative to the largest golden value, is within the tolerance; the figure is recorded."""
+  difference = float(np.max(np.abs(np.asarray(ours) - theirs)) / np.max(np.abs(theirs)))
+  record_property(name, difference)
+  assert difference <= tolerance, f"{name}: {difference:.2e} > {tolerance:.0e}"
+
+
+def test_forward(case, record_property):
+  tokens = case.model.embed_history(case.history)
+  close("embeddings", tokens.hidden, case["enc_in"], 1e-5, record_property)
+  np.testing.assert_array_equal(tokens.mask, case.arrays["enc_mask"] == 1)
+  encoded, seen = case.model.encode_tokens(tokens)
+  mask = np.asarray(encoded.mask)
+  if seen:
+    full_mask = case.arrays["enc_mask"] == 1
+    (stage,) = seen
+    close("hidden at the scored block", stage["hidden"][full_mask], case["enc_h_after_layer1"][full_mask], 1e-5, record_property)
+    close("attention received", stage["received"], case["attn_colsum"], 1e-5, record_property)
+    scores = CRITERIA["rastp"](stage["received"], Tokens(stage["hidden"], tokens.mask, tokens.positions))
+    close("importance", scores[full_mask], case["importance"][full_mask], 1e-5, record_property)
+    np.testing.assert_array_equal(mask, case["pruned_mask"] == 1)
+    np.testing.assert_array_equal(np.asarray(stage["kept"])[mask], case["kept_idx"][mask])
+    kept_hidden = np.take_along_axis(np.asarray(stage["hidden"]), np.asarray(stage["kept"])[..., None], axis=1)
+    close("pruned hidden", kept_hidden[mask], case["pruned_hidden"][mask], 1e-5, record_property)
+  else:
+    assert mask.shape[1] == tokens.mask.shape[1]
+  close("encoder output", encoded.hidden[mask], case["enc_out"][mask], 1e-5, record_property)
+  decoded = case.model.decode(encoded, case.labels)
+  close("decoder output", decoded, case["dec_out"][:, :-1], 1e-5, record_property)
+  close("logits", np.stack(case.model.logits(decoded)), case["logits"], 1e-5, record_property)
+
+
+def test_loss_and_gradients(case, record_property):
+  graphdef, params = nnx.split(case.model)
+
+  def loss(params):
+    weight = jnp.ones(len(case.labels))
+    return recommender.loss(nnx.merge(graphdef, params), case.history, case.labels, weight)
+
+  (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  close("loss", value, case["loss"], 1e-5, record_property)
+  per_level = [metrics[f"loss_level_{level}"] for level in range(4)]
+  close("loss per level", per_level, case["loss_per_hierarchy"], 1e-5, record_property)
+  norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradients)))
+  close("gradient norm", norm, case["grad_global_l2"], 1e-4, record_property)
+  names = {name: (path, transposed) for path, (name, transposed) in published_names(case.model).items()}
+  flat = dict(nnx.to_flat_state(gradients))
+  stored = [k.split("grad/")[1] for k in case.arrays.files if k.startswith(case.prefix + "grad/")]
+  assert len(stored) == 8
+  for name in stored:
+    path, transposed = names[name]
+    ours = np.asarray(flat[path][...])
+    theirs = case[f"grad/{name}"]
+    close(f"grad {name}", (ours.T if transposed else ours).reshape(theirs.shape), theirs, 1e-4, record_property)
+
+
+@pytest.mark.parametrize("constrained", [False, True], ids=["free", "constrained"])
+def test_beams(case, constrained, record_property):
+  transitions = build_transitions(case.arrays["catalogue_sids"]) if constrained else None
+  beams = jax.jit(lambda h: beam_search(case.model, case.model.encode(h), transitions, 10, renormalize=True))(
+    case.history
+  )
+  theirs = case[f"beam_ids_prefix{int(constrained)}"]
+  close(
+    f"beam probabilities, {'constrained' if constrained else 'free'}",
+    np.exp(beams.log_probs),
+    case[f"beam_probs_prefix{int(constrained)}"],
+    1e-5,
+    record_property,
+  )
+  items = {tuple(row) for row in case.arrays["catalogue_sids"]}
+  for ours, expected, is_item in zip(
+    np.asarray(beams.codes), theirs, case[f"beam_is_item_prefix{int(constrained)}"], strict=True
+  ):
+    rows = [tuple(row) for row in ours]
+    # As a set: two neighbouring probabilities of the fresh weights are closer than float32 tells apart.
+    assert set(rows) == {tuple(row) for row in expected}
+    if "trained" in case.arrays.fid.name:
+      assert rows == [tuple(row) for row in expected]
+    assert [row in items for row in rows].count(True) == is_item.sum()
+    if constrained:
+      assert all(row in items for row in rows) and len(set(rows)) == 10
+
+
+def test_relative_buckets():
+  units = np.load(GOLDEN / "units.npz")
+  sizes = dict(buckets=32, max_distance=128)
+  for causal, name in ((False, "bucket_bidirectional"), (True, "bucket_causal")):
+    np.testing.assert_array_equal(relative_bucket(jnp.asarray(units["relpos"]), causal=causal, **sizes), units[name])
