@@ -67,7 +67,7 @@ class DataConfig:
     10,
     20,
     29,
-  )  # batches come in these static lengths, in items; the last is max_items
+  )  # batches come in these static lengths, in items; the last holds max_items
   sampling: str = "prefixes"  # "prefixes": each user's every prefix; "subsequences": all contiguous ones, as published
   users_per_draw: int = 32  # subsequences: so many users share one draw of samples
   samples_per_draw: int = 512  # subsequences: drawn with replacement from a group of users, duplicates merged
@@ -244,10 +244,10 @@ def _check(config: Config):
     not d.bucket_items
     or list(d.bucket_items) != sorted(set(d.bucket_items))
     or d.bucket_items[0] < 1
-    or d.bucket_items[-1] != d.max_items
+    or d.bucket_items[-1] < d.max_items
   ):
     raise InputError(
-      f"config.data.bucket_items={d.bucket_items} must rise and end with data.max_items={d.max_items}: give lengths in items, like (5, 10, {d.max_items}), or ({d.max_items},) for one length."
+      f"config.data.bucket_items={d.bucket_items} must rise and end with at least data.max_items={d.max_items}: give lengths in items, like (5, 10, {d.max_items}), or ({d.max_items},) for one length."
     )
   if not d.mix_users and (len(d.bucket_items) > 1 or d.sampling != "subsequences"):
     raise InputError(
@@ -264,7 +264,7 @@ def _check(config: Config):
       raise InputError(f"config.model.{name}={getattr(m, name)} must be at least 0 and below 1.")
   _one_of(m.init, ("t5", "reference"), "model.init")
   _one_of(m.dtype, ("float32", "bfloat16"), "model.dtype")
-  _check_pruning(p, m, d.max_items * (s.levels + 1 + m.separator))
+  _check_pruning(p, m, d.bucket_items[-1] * (s.levels + 1 + m.separator))
   _one_of(t.optimizer, ("adamw", "adam", "adam_l2"), "train.optimizer")
   _one_of(t.schedule, ("cosine", "constant"), "train.schedule")
   for name in ("batch_size", "accumulate", "keep_checkpoints"):
@@ -317,7 +317,7 @@ def _check_pruning(p: PruningConfig, m: ModelConfig, positions: int):
     raise InputError(f"config.pruning.keep_tokens={p.keep_tokens} would keep nothing: give at least 1 token a stage.")
   if p.keep_tokens and max(p.keep_tokens) > positions:
     raise InputError(
-      f"config.pruning.keep_tokens={p.keep_tokens} is above the longest history's {positions} positions (data.max_items x tokens an item): keep fewer, or use pruning.criterion='none' for a dense model."
+      f"config.pruning.keep_tokens={p.keep_tokens} is above the longest history's {positions} positions (the last of data.bucket_items x tokens an item): keep fewer, or use pruning.criterion='none' for a dense model."
     )
   if not p.keep_tokens and not all(0 < r <= 1 for r in p.keep_ratio):
     raise InputError(

@@ -172,8 +172,8 @@ class RawDirectory:
         item_id, item = _parse_item(row)
       except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-          f"{place} cannot be read as an item ({type(error).__name__}: {error}): expected a JSON object with an integer "
-          "item_id and, as far as known, asin, title, brand and categories; copy the file again."
+          f"{place} cannot be read as an item ({type(error).__name__}: {error}): expected a JSON object with an "
+          "integer item_id and, as far as known, asin, title, brand and categories; copy the file again."
         ) from None
       if item_id in found:
         raise InputError(f"{place} gives item id {item_id} a second time: expected one line an item.")
@@ -299,7 +299,7 @@ class Prepared:
 
   def users(self) -> list[dict[str, Any]]:
     """Rows of `ReviewHistories`: `user_id` bytes, `items` int32 (length,)."""
-    return _read(self.histories_dir)
+    return _read(self.histories_dir, self.num_users)
 
   def items(self) -> list[Item]:
     """The catalogue, row = item."""
@@ -308,7 +308,7 @@ class Prepared:
         **{name: row[name].decode() for name in ("item_id", "asin", "title", "brand")},
         categories=tuple(path.decode() for path in row["categories"]),
       )
-      for row in _read(self.items_dir)
+      for row in _read(self.items_dir, self.num_items)
     ]
 
 
@@ -420,10 +420,15 @@ def _look(data_dir: str, dataset: str) -> Prepared | None:
   return Prepared(histories_dir=str(histories.data_path), items_dir=str(items.data_path), **facts)
 
 
-def _read(directory: str) -> list[dict[str, Any]]:
+def _read(directory: str, num_rows: int) -> list[dict[str, Any]]:
   try:
     rows = tfds.builder_from_directory(directory).as_data_source(split=_SPLIT)
-    return list(rows.__getitems__(range(len(rows))))
+    rows = list(rows.__getitems__(range(len(rows))))
+    # ArrayRecord answers for what a cut file lacks with empty records, which TFDS decodes to None.
+    complete = sum(all(value is not None for value in row.values()) for row in rows)
+    if complete != num_rows:
+      raise ValueError(f"{complete} complete rows of {num_rows}")
+    return rows
   except Exception as error:  # array_record, protobuf and TFDS each raise their own kinds on torn files
     raise InputError(
       f"{directory} cannot be read ({type(error).__name__}: {error}): remove it and run `python -m rastp_jax.prepare` "

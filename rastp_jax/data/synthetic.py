@@ -86,7 +86,7 @@ class SyntheticSource:
     centre = rng.normal(size=(len(CLUSTERS), EMBEDDING_DIMS))
     step = rng.normal(size=(len(GROUPS), EMBEDDING_DIMS))
     own = rng.normal(size=(num_items, EMBEDDING_DIMS))
-    return (centre[cluster] + 0.4 * step[group] + 0.1 * own).astype(np.float32)
+    return (centre[cluster] + 0.5 * step[group] + 0.25 * own).astype(np.float32)
 
   def likely_next(self, history: Sequence[int]) -> np.ndarray:
     """The items the planted rules leave after a history (not empty; the oldest item stands in for a missing one)."""

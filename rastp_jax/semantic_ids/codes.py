@@ -18,7 +18,7 @@ from rastp_jax.errors import InputError
 
 # Below this normalised entropy, or above this share of items in collisions, codes tell items apart so badly that
 # training on them is a waste of time. Healthy residual k-means on text embeddings shows above 0.9 and below 0.3.
-COLLAPSED_ENTROPY = 0.6
+COLLAPSED_ENTROPY = 0.5
 COLLAPSED_COLLISIONS = 0.5
 
 _FIELDS = ("codes", "widths", "provenance")
@@ -265,7 +265,7 @@ def _check_table(path: pathlib.Path, codes: np.ndarray, widths: tuple[int, ...])
 
 
 def _groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Groups equal rows: each row's group, group sizes, rows sorted by group (stable), each group's start in that order."""
+  """Groups equal rows: each row's group, group sizes, rows sorted by group (stable), each group's start there."""
   _, group, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
   group = group.reshape(-1)  # numpy 2.0 keeps a trailing axis here
   return group, sizes, np.argsort(group, kind="stable"), np.cumsum(sizes) - sizes

@@ -13,7 +13,6 @@ of it or none, and older checkpoints are only deleted after that.
 import dataclasses
 import os
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from rastp_jax import config as config_lib
+from rastp_jax import files
 from rastp_jax.config import Config, Duration
 from rastp_jax.errors import InputError
 
@@ -73,7 +73,8 @@ class Checkpoints:
         progress = self._read_progress(step)
         if not isinstance(progress, Exception):
           _check_fingerprints(self._workdir, progress, self._fingerprints)
-      _write_whole(self._workdir / "config.json", config_lib.to_json(config) + "\n")
+      if jax.process_index() == 0:
+        files.write_whole(self._workdir / "config.json", config_lib.to_json(config) + "\n")
     except OSError as error:
       raise InputError(
         f"The workdir {workdir} cannot be written ({error.strerror}): choose another --workdir, or make room there."
@@ -283,16 +284,3 @@ def _check_fingerprints(workdir, progress: Mapping[str, Any], fingerprints: Mapp
 
 def _first_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that readers see the old or the new one, never half of it."""
-  if jax.process_index() != 0:
-    return
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  with os.fdopen(handle, "w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.chmod(temporary, 0o644)  # mkstemp's files are private
-  os.replace(temporary, path)

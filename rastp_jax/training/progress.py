@@ -8,12 +8,14 @@ import glob
 import json
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 
 import jax
 import tensorboardX
+
+from rastp_jax import files
+from rastp_jax.training.plan import CRITERION, Plan, Standing
 
 ACCELERATORS = (
   # device file, what it is, the documented installation
@@ -21,6 +23,12 @@ ACCELERATORS = (
   ("/dev/accel[0-9]*", "a TPU", 'pip install -U "jax[tpu]"'),
   ("/dev/vfio/[0-9]*", "a TPU", 'pip install -U "jax[tpu]"'),
 )
+
+
+def say(text: str) -> None:
+  """Prints a line for people, once however many processes there are."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
 
 
 def describe_devices() -> str:
@@ -66,34 +74,31 @@ class Progress:
   def __init__(
     self,
     workdir: str | os.PathLike,
-    *,
+    plan: Plan,
     clock: Clock,
+    standing: Standing,
+    *,
     step: int,
-    total_steps: int | None,
-    total_seconds: float | None,
-    steps_per_epoch: int,
+    samples: float,
     learning_rate: Callable[[int], float],
-    best: Mapping | None = None,
   ):
     """Opens the logs, dropping what an interrupted run logged after `step`, where this one goes on.
 
     Args:
       workdir: metrics.jsonl and tensorboard/ are in here.
+      plan: the run's length.
       clock: the run's training time.
+      standing: the best validation so far, kept up to date by the caller.
       step: steps done so far.
-      total_steps: length of the run, or None if it is `total_seconds` of training.
-      total_seconds: length of the run, or None if it is `total_steps`.
-      steps_per_epoch: batches an epoch.
-      learning_rate: rate that a step used, by the step's number from 1.
-      best: {"step": ..., "recall@5": ...} of the best validation so far.
+      samples: samples seen in them.
+      learning_rate: the rate that a step used, by the step's number from 1.
     """
-    self._clock, self._total_steps, self._total_seconds = clock, total_steps, total_seconds
-    self._steps_per_epoch, self._learning_rate = steps_per_epoch, learning_rate
+    self._plan, self._clock, self._standing, self._learning_rate = plan, clock, standing, learning_rate
     self._first_step, self._first_seconds = step, clock.seconds
-    self._seen_step, self._seen_seconds = step, clock.seconds
-    self._samples = 0.0
+    self._seen_seconds = clock.seconds
+    self.samples, self._logged_samples = samples, samples
     self._waiting: tuple[int, float, dict] | None = None
-    self._validation, self._best = "", best
+    self._validation = ""
     self._writes = jax.process_index() == 0
     if self._writes:
       path = pathlib.Path(workdir) / "metrics.jsonl"
@@ -101,14 +106,9 @@ class Progress:
       self._lines = path.open("a", buffering=1)
       self._board = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1)
 
-  def say(self, text: str) -> None:
-    """Prints a line for people."""
-    if self._writes:
-      print(text, flush=True)
-
   def count(self, samples: float) -> None:
-    """Adds a batch's samples to the open interval."""
-    self._samples += samples
+    """Adds a batch's samples."""
+    self.samples += samples
 
   def interval(self, step: int, sums: Mapping[str, jax.Array]) -> None:
     """Closes the interval that ends with `step` and reports the one before.
@@ -118,7 +118,7 @@ class Progress:
       sums: device scalars, as `trainer.TrainState.sums`; owned from now on.
     """
     self.flush()
-    self._waiting, self._samples = (step, self._samples, dict(sums)), 0.0
+    self._waiting = (step, self.samples, dict(sums))
 
   def flush(self, validation: Mapping[str, float] | None = None) -> None:
     """Reports the last closed interval now.
@@ -128,31 +128,29 @@ class Progress:
     """
     if self._waiting is None:
       return
-    step, samples, sums = self._waiting
-    self._waiting = None
+    step, seen, sums = self._waiting
+    self._waiting, samples, self._logged_samples = None, seen - self._logged_samples, seen
     sums = {name: float(value) for name, value in jax.device_get(sums).items()}
     seconds = self._clock.seconds
-    steps, total, weight = sums.pop("steps"), sums.pop("samples"), sums.pop("grad_norm")
-    line = {"step": step, "epoch": round(step / self._steps_per_epoch, 4)}
+    steps, total, norms = sums.pop("steps"), sums.pop("samples"), sums.pop("grad_norm")
+    line = {"step": step, "epoch": round(step / self._plan.steps_per_epoch, 4)}
     line |= {name: value / max(total, 1.0) for name, value in sums.items()}
     line |= {
       "samples_per_second": round(samples / max(seconds - self._seen_seconds, 1e-9), 2),
-      "learning_rate": self._learning_rate(step),
-      "grad_norm": weight / max(steps, 1.0),
+      "learning_rate": float(self._learning_rate(step)),
+      "grad_norm": norms / max(steps, 1.0),
       "seconds": round(seconds, 3),
     }
     line |= {f"validation/{name}": value for name, value in (validation or {}).items()}
-    self._seen_step, self._seen_seconds = step, seconds
-    if validation and "recall@5" in validation:
-      self._validation = f" | validation recall@5 {validation['recall@5']:.4f}"
-      if self._best is None or validation["recall@5"] > self._best["recall@5"]:
-        self._best = {"step": step, "recall@5": validation["recall@5"]}
+    self._seen_seconds = seconds
+    if validation:
+      self._validation = f" | validation {CRITERION} {validation[CRITERION]:.4f}"
     if self._writes:
       self._lines.write(json.dumps(line) + "\n")
       for name, value in line.items():
         if name != "step":
           self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
-    self.say(self._line(line))
+    say(self._line(line))
 
   def close(self) -> None:
     """Reports what is left and closes the files."""
@@ -163,17 +161,19 @@ class Progress:
 
   def _line(self, line: Mapping[str, float]) -> str:
     step, seconds = line["step"], line["seconds"]
-    if self._total_steps is not None:
-      done, length = step / self._total_steps, f"{self._total_steps:,}"
+    if self._plan.total_steps is not None:
+      done, length = step / self._plan.total_steps, f"/{self._plan.total_steps:,}"
       per_step = (seconds - self._first_seconds) / max(step - self._first_step, 1)
-      left = per_step * (self._total_steps - step)
+      left = per_step * (self._plan.total_steps - step)
     else:
-      done, length = seconds / self._total_seconds, "?"
-      left = self._total_seconds - seconds
-    best = f" (best {self._best['recall@5']:.4f} at step {self._best['step']:,})" if self._best else ""
+      done, length = min(seconds / self._plan.total_seconds, 1.0), ""
+      left = max(self._plan.total_seconds - seconds, 0.0)
+    best = ""
+    if self._standing.best is not None:
+      best = f" (best {self._standing.best:.4f} at step {self._standing.best_step:,})"
     return (
-      f"step {step:,}/{length} {min(done, 1.0):4.0%} | epoch {line['epoch']:.2f} | loss {line['loss']:.4f} | "
-      f"{line['samples_per_second']:,.0f} samples/s | {duration_text(max(left, 0.0))} left{self._validation}{best}"
+      f"step {step:,}{length} {done:4.0%} | epoch {line['epoch']:.2f} | loss {line['loss']:.4f} | "
+      f"{line['samples_per_second']:,.0f} samples/s | {duration_text(left)} left{self._validation}{best}"
     )
 
 
@@ -197,8 +197,4 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
         kept.append(line + "\n")
     except (ValueError, KeyError, TypeError):
       continue
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  with os.fdopen(handle, "w") as file:
-    file.writelines(kept)
-  os.chmod(temporary, 0o644)  # mkstemp's files are private
-  os.replace(temporary, path)
+  files.write_whole(path, "".join(kept))

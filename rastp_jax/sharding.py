@@ -1,17 +1,24 @@
 """Where arrays live: the device mesh, and the placement of parameters and batches on it."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rastp_jax.errors import InputError
-
 
 def make_mesh() -> Mesh:
   """All devices of all hosts along "data"; the "model" axis, for sharded parameters, has size 1 so far."""
   return jax.make_mesh((jax.device_count(), 1), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def row_multiple(mesh: Mesh) -> int:
+  """What a batch's rows are rounded up to, so that the "data" axis can share them evenly.
+
+  At least 8: up to 8 devices then see the very batches that one device would.
+  """
+  return math.lcm(8, mesh.shape["data"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -33,20 +40,7 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
   return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
 
 
-def check_rows(rows: Iterable[int], mesh: Mesh) -> None:
-  """Refuses batches that the devices cannot share evenly.
-
-  Args:
-    rows: rows of the global batch, one value a bucket.
-    mesh: from `make_mesh`.
-
-  Raises:
-    InputError: a count is no multiple of the "data" axis.
-  """
-  devices = mesh.shape["data"]
-  for count in rows:
-    if count % devices:
-      raise InputError(
-        f"A batch of {count} rows cannot be shared evenly by {devices} devices: choose config.train.batch_size and "
-        f"config.data.bucket_items so that every bucket's rows are a multiple of {devices}."
-      )
+def local_rows(array: jax.Array) -> np.ndarray:
+  """This host's rows of an array split by `place_batch`, in order."""
+  shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

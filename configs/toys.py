@@ -1,0 +1,9 @@
+"""Amazon Toys."""
+
+from configs import base
+
+
+def get_config(variants: str = ""):
+  config = base.get_config(variants)
+  config.data.dataset = "toys"
+  return config

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# From nothing to a comparison of dense and pruned training:
+#   ./launch/quickstart.sh                                       generated data, a few minutes on 2 cores
+#   ./launch/quickstart.sh --dataset=beauty --raw_dir=DIR        Amazon Beauty (or sports, toys) from the files in DIR
+# Further options: --workdir=DIR (default runs/DATASET); anything else goes to both training runs, like
+#   --config.train.length="2 epochs"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+dataset=synthetic raw_dir="" workdir="" training=()
+for argument in "$@"; do
+  case $argument in
+    --dataset=*) dataset="${argument#*=}" ;;
+    --raw_dir=*) raw_dir="${argument#*=}" ;;
+    --workdir=*) workdir="${argument#*=}" ;;
+    --help | -h) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    *) training+=("$argument") ;;
+  esac
+done
+config=configs/$dataset.py variant=cpu,
+[[ $dataset == synthetic ]] && config=configs/tiny.py variant=
+[[ -f $config ]] || { echo "error: there is no dataset '$dataset': choose synthetic, beauty, sports or toys." >&2; exit 2; }
+workdir="${workdir:-runs/$dataset}"
+
+step() { printf '\n== %s\n' "$1"; shift; printf '   %s\n' "$*"; "$@"; }
+py=.venv/bin/python
+step "Preparing the data and its semantic IDs" \
+  $py -m rastp_jax.prepare --config="$config:$variant" ${raw_dir:+--raw_dir="$raw_dir"}
+step "Training without pruning" \
+  $py -m rastp_jax.train --config="$config:${variant}dense" --workdir="$workdir/dense" "${training[@]}"
+step "Training with RASTP" \
+  $py -m rastp_jax.train --config="$config:$variant" --workdir="$workdir/pruned" "${training[@]}"
+step "Evaluating both" \
+  $py -m rastp_jax.evaluate --workdir="$workdir/dense" --workdir="$workdir/pruned"

@@ -1,0 +1,135 @@
+"""What all binaries share: the --config flag, and mistakes of the user ended by one sentence instead of a traceback."""
+
+import dataclasses
+import difflib
+import logging
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+# Set before jax is imported: its C++ libraries read them once.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+from absl import app, flags  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from rastp_jax import config as config_lib  # noqa: E402
+from rastp_jax.errors import InputError  # noqa: E402
+
+_EXIT_CODE = 2
+
+
+def define_config_flag() -> flags.FlagHolder:
+  """Defines --config=FILE and its --config.SECTION.FIELD=VALUE overrides; hand its value to `load_config`."""
+  return config_flags.DEFINE_config_file(
+    "config", None, "Python file with get_config(); override fields with --config.SECTION.FIELD=VALUE."
+  )
+
+
+def load_config(flag_value: Any) -> config_lib.Config:
+  """Turns the value of the --config flag into checked settings.
+
+  Raises:
+    InputError: the flag was not given, or a value makes no sense.
+  """
+  if flag_value is None:
+    raise InputError(f"--config is missing: give a config file, like --config=configs/{config_lib.DATASETS[0]}.py.")
+  return config_lib.from_config_dict(flag_value)
+
+
+def run(main: Callable[[], Any]) -> NoReturn:
+  """Parses flags, calls `main`, and exits.
+
+  A mistake in the flags, the config or the files (`InputError`) ends in one line on stderr and exit code 2.
+  """
+  # Libraries tell through the same log what they load and save; people came for our lines.
+  absl_logging.get_absl_handler().addFilter(_ours_or_serious)
+  logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # "no GPU found" is no news to its owner
+
+  def guarded(argv: Sequence[str]):
+    try:
+      if len(argv) > 1:
+        raise InputError(f"{argv[1]!r} is no flag: flags are written --name=value.")
+      return main()
+    except InputError as error:
+      _fail(str(error))
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _ours_or_serious(record: logging.LogRecord) -> bool:
+  ours = str(pathlib.Path(__file__).parent)
+  return record.levelno >= logging.WARNING or record.pathname.startswith(ours)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    _check_arguments(argv[1:])
+    return flags.FLAGS(argv)
+  except InputError as error:
+    _fail(str(error))
+  except flags.IllegalFlagValueError as error:
+    _fail(_illegal_value(str(error)))
+  except flags.Error as error:
+    _fail(f"{error}: see --help for the flags there are.")
+  except Exception as error:  # whatever a config file's own code raises, under ml_collections' wrapping
+    last_line = str(error).strip().splitlines()[-1]
+    _fail(f"The config file cannot be used: {last_line}.")
+
+
+def _fail(sentence: str) -> NoReturn:
+  print("error:", " ".join(sentence.split()), file=sys.stderr)
+  sys.exit(_EXIT_CODE)
+
+
+def _fields() -> dict[str, type]:
+  """Every setting under its dotted name, with its type."""
+  return {
+    f"{section.name}.{field.name}": field.type
+    for section in dataclasses.fields(config_lib.Config)
+    for field in dataclasses.fields(section.type)
+  }
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+  """Raises InputError where ml_collections would end in a traceback: no config file, or an unknown --config.… name."""
+  known = _fields()
+  for place, argument in enumerate(arguments):
+    if argument == "--":
+      return
+    name, _, value = argument.partition("=")
+    if name in ("--config", "-config"):
+      value = value or "".join(arguments[place + 1 : place + 2])
+      _check_file(value.partition(":")[0])
+    override = re.fullmatch(r"--?(?:no)?config\.([^\[]*)(\[.*\])?", name)
+    if override and override[1] not in known:
+      near = difflib.get_close_matches(override[1], known, n=1)
+      section = override[1].partition(".")[0] + "."
+      inside = [field for field in known if field.startswith(section)] or [
+        f"{field.name}.*" for field in dataclasses.fields(config_lib.Config)
+      ]
+      hint = f"did you mean config.{near[0]}?" if near else f"the settings there are {', '.join(inside)}."
+      raise InputError(f"--config.{override[1]} is no setting of this program: {hint}")
+
+
+def _check_file(path: str) -> None:
+  if pathlib.Path(path).is_file():
+    return
+  there = [str(file) for file in sorted((pathlib.Path(path).parent).glob("*.py"))]
+  near = difflib.get_close_matches(path, there, n=1)
+  hint = f"did you mean {near[0]}?" if near else "give the path of a config file, like configs/beauty.py."
+  raise InputError(f"There is no config file {path!r}: {hint}")
+
+
+def _illegal_value(message: str) -> str:
+  match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+  kind = _fields().get(match[1]) if match else None
+  if kind is None:
+    return f"{message}: see --help for the values it takes."
+  expected = kind.__name__ if isinstance(kind, type) and kind.__module__ == "builtins" else str(kind)
+  return f"--config.{match[1]}={match[2]} cannot be read: expected {expected}."

@@ -1,0 +1,98 @@
+"""From a config to its data, and from a workdir to a model that is ready to use."""
+
+import ast
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from rastp_jax import config as config_lib
+from rastp_jax import sharding
+from rastp_jax.config import Config
+from rastp_jax.data import histories as histories_lib
+from rastp_jax.data.histories import Histories
+from rastp_jax.errors import InputError
+from rastp_jax.model.recommender import Recommender
+from rastp_jax.semantic_ids import codes
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.training import checkpoint, trainer
+
+OVERRIDABLE = ("eval", "pruning", "data.data_dir", "data.bucket_items")  # what decoding may change about a trained model
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+  """A trained model and everything it needs to answer.
+
+  Attributes:
+    config: the run's settings, with the overrides in force.
+    model: with the parameters of the best checkpoint, replicated over the mesh.
+    step: at which they were saved.
+  """
+
+  config: Config
+  histories: Histories
+  semantic_ids: SemanticIds
+  mesh: Mesh
+  model: Recommender
+  step: int
+
+
+def load_data(config: Config) -> tuple[Histories, SemanticIds]:
+  """Reads the prepared dataset and its semantic IDs.
+
+  Raises:
+    InputError: they are missing, damaged or do not belong together; the sentence says what to run.
+  """
+  histories = histories_lib.load(config.data.data_dir, config.data.dataset)
+  semantic_ids = codes.load(
+    codes.semantic_ids_path(config),
+    dataset=config.data.dataset,
+    fingerprint=histories.fingerprint,
+    num_items=histories.num_items,
+  )
+  return histories, semantic_ids
+
+
+def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> SavedModel:
+  """Restores a workdir's best checkpoint.
+
+  Args:
+    workdir: of a training run, finished or still running.
+    overrides: "SECTION.FIELD=VALUE" settings that differ from the run's, within `OVERRIDABLE`.
+
+  Raises:
+    InputError: no run there, no readable checkpoint, other data than it was trained on, or an override that is unknown
+      or would change the trained weights' meaning.
+  """
+  config = override(checkpoint.read_config(workdir), overrides)
+  histories, semantic_ids = load_data(config)
+  mesh = sharding.make_mesh()
+  graph, target = trainer.abstract_model(config, semantic_ids.widths, mesh)
+  fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
+  restored = checkpoint.restore_params(pathlib.Path(workdir), target, fingerprints)
+  return SavedModel(config, histories, semantic_ids, mesh, nnx.merge(graph, restored.params), restored.step)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+  """The config with "SECTION.FIELD=VALUE" settings replaced and checked."""
+  values = dataclasses.asdict(config)
+  for text in overrides:
+    name, equals, value = text.partition("=")
+    section, _, field = name.partition(".")
+    if not equals or not field:
+      raise InputError(f"--override={text!r} cannot be read: expected SECTION.FIELD=VALUE, like eval.beam_width=50.")
+    if name not in OVERRIDABLE and section not in OVERRIDABLE:
+      raise InputError(
+        f"--override={text!r} would change what the weights were trained for: only {', '.join(OVERRIDABLE)} may differ "
+        "from the run."
+      )
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      pass  # a bare word is a string
+    values[section][field] = value
+  return config_lib.from_config_dict(values)

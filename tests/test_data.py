@@ -1,0 +1,216 @@
+"""Raw files in, flat histories out: what is kept, what is refused, and that a refusal leaves nothing behind."""
+
+import gzip
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from rastp_jax.data import amazon_reviews, histories, synthetic
+from rastp_jax.errors import InputError
+
+SEQUENCES = ["alice 1 2 3 4", "bob 4 3", "carol 2 2 5"]
+ITEMS = [{"item_id": k, "title": f"Item {k}", "brand": "", "categories": [["A", f"B{k}"]]} for k in range(1, 6)]
+
+
+@pytest.fixture(autouse=True)
+def small_dataset(monkeypatch):
+  """A dataset without published sizes, and one whose published sizes are those of the files above."""
+  added = [
+    amazon_reviews.ReviewsConfig(name="small", description="for tests"),
+    amazon_reviews.ReviewsConfig(name="sized", description="for tests", users=2, items=5, interactions=7),
+  ]
+  monkeypatch.setattr(amazon_reviews, "DATASETS", [*amazon_reviews.DATASETS, *added])
+  for builder in (amazon_reviews.ReviewHistories, amazon_reviews.ReviewItems):
+    monkeypatch.setattr(builder, "BUILDER_CONFIGS", amazon_reviews.DATASETS)
+    by_name = {config.name: config for config in amazon_reviews.DATASETS}
+    monkeypatch.setattr(builder, "builder_configs", by_name)  # TFDS derives it once a class
+
+
+def write_raw(root: pathlib.Path, sequences=SEQUENCES, items=ITEMS, gzipped=True) -> str:
+  root.mkdir(exist_ok=True)
+  lines = [item if isinstance(item, str) else json.dumps(item) for item in items]
+  for name, text in (("sequences.txt", sequences), ("items.jsonl", lines)):
+    content = "".join(f"{line}\n" for line in text).encode()
+    (root / (f"{name}.gz" if gzipped else name)).write_bytes(gzip.compress(content) if gzipped else content)
+  return str(root)
+
+
+def prepare(tmp_path, raw_dir, dataset="small"):
+  return amazon_reviews.prepare(str(tmp_path / "data"), dataset, amazon_reviews.RawDirectory(raw_dir))
+
+
+def files_under(root: pathlib.Path) -> dict[str, bytes]:
+  return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_histories_and_items_survive_the_round_trip(tmp_path, gzipped):
+  prepared = prepare(tmp_path, write_raw(tmp_path / "raw", gzipped=gzipped), "sized")
+  assert (prepared.num_users, prepared.num_items, prepared.num_interactions) == (2, 5, 7)
+  assert prepared.dropped_users == 1  # bob
+
+  loaded = histories.load(str(tmp_path / "data"), "sized")
+  np.testing.assert_array_equal(loaded.items, [0, 1, 2, 3, 1, 1, 4])
+  np.testing.assert_array_equal(loaded.offsets, [0, 4, 7])
+  assert loaded.items.dtype == np.int32 and loaded.offsets.dtype == np.int64
+  assert loaded.user_ids == ["alice", "carol"] and loaded.num_items == 5
+
+  items = histories.load_items(str(tmp_path / "data"), "sized")
+  assert [item.title for item in items] == [f"Item {k}" for k in range(1, 6)]
+  assert items[2].categories == ("A > B3",)
+
+
+def test_items_are_ordered_by_id_not_by_line(tmp_path):
+  prepared = prepare(tmp_path, write_raw(tmp_path / "raw", items=ITEMS[::-1]))
+  assert [item.item_id for item in prepared.items()] == ["1", "2", "3", "4", "5"]
+
+
+def test_leave_one_out():
+  data = histories.Histories(np.arange(7, dtype=np.int32), np.array([0, 4, 7]), 7, ["a", "b"], "")
+  start, end = data.spans("test")
+  assert (start.tolist(), (end - 1).tolist()) == ([0, 4], [3, 6])  # targets are the last items
+  start, end = data.spans("validation")
+  assert (start.tolist(), (end - 1).tolist()) == ([0, 4], [2, 5])
+  first, stop = data.training_spans()
+  assert (first.tolist(), stop.tolist()) == ([0, 4], [2, 5])  # held-out positions 2, 3, 5, 6 are outside
+  with pytest.raises(InputError, match="expected validation or test"):
+    data.spans("train")
+
+
+def test_a_second_run_reuses_what_is_there(tmp_path):
+  raw_dir = write_raw(tmp_path / "raw")
+  assert not prepare(tmp_path, raw_dir).reused
+  before = files_under(tmp_path / "data")
+  assert prepare(tmp_path, raw_dir).reused
+  # The same contents are the same source, however they are packed.
+  assert prepare(tmp_path, write_raw(tmp_path / "plain", gzipped=False)).reused
+  assert files_under(tmp_path / "data") == before
+
+
+def test_another_source_is_refused_and_overwrites_nothing(tmp_path):
+  prepare(tmp_path, write_raw(tmp_path / "raw"))
+  before = files_under(tmp_path / "data")
+  other = write_raw(tmp_path / "other", sequences=["alice 1 2 3 5"])
+  with pytest.raises(InputError, match=r"review_histories/small/1.0.0 was prepared from other files.*remove it and"):
+    prepare(tmp_path, other)
+  assert files_under(tmp_path / "data") == before
+
+
+BAD_ITEM = {"item_id": "2", "title": "text instead of a number"}
+REFUSED = {
+  "id is no integer": (dict(sequences=["u 1 2 3", "v 1 x7 3"]), r"sequences.txt.gz line 2 has the item id 'x7'"),
+  "id is a fraction": (dict(sequences=["u 1 2.5 3"]), r"line 1 has the item id '2.5', expected integers from 1 to 5"),
+  "id without a row": (dict(sequences=["u 1 2 6"]), r"line 1 has the item id 6, which has no row in .*items.jsonl.gz"),
+  "id zero": (dict(sequences=["u 0 2 3"]), r"line 1 has the item id 0, which has no row"),
+  "empty line": (dict(sequences=["u 1 2 3", "", "v 1 2 3"]), r"sequences.txt.gz line 2 is empty"),
+  "user twice": (dict(sequences=["u 1 2 3", "u 1 2 3"]), r"line 2 gives user 'u' again, after line 1"),
+  "only short histories": (dict(sequences=["u 1 2"]), r"no user with at least 3 items"),
+  "bad JSON": (dict(items=[*ITEMS[:3], '{"item_id": 4, "ti']), r"items.jsonl.gz line 4 cannot be read as an item"),
+  "JSON but no object": (dict(items=["[1]"]), r"items.jsonl.gz line 1 cannot be read as an item"),
+  "id of wrong type": (dict(items=[ITEMS[0], BAD_ITEM]), r"items.jsonl.gz line 2 .*item_id is '2'"),
+  "item twice": (dict(items=[*ITEMS, ITEMS[0]]), r"items.jsonl.gz line 6 gives item id 1 a second time"),
+  "item missing": (dict(items=[*ITEMS[:1], *ITEMS[2:]]), r"4 items but none with item id 2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_damaged_rows_are_refused_before_anything_is_written(tmp_path, case):
+  raw, sentence = REFUSED[case]
+  with pytest.raises(InputError, match=sentence):
+    prepare(tmp_path, write_raw(tmp_path / "raw", **raw))
+  assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("name", ["sequences.txt.gz", "items.jsonl.gz"])
+def test_a_cut_file_is_refused(tmp_path, name):
+  raw_dir = write_raw(tmp_path / "raw")
+  path = tmp_path / "raw" / name
+  path.write_bytes(path.read_bytes()[:-9])
+  with pytest.raises(InputError, match=rf"{name} is damaged or cut short .*copy it again"):
+    prepare(tmp_path, raw_dir)
+  assert not (tmp_path / "data").exists()
+
+
+def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path):
+  raw_dir = write_raw(tmp_path / "raw", gzipped=False)
+  path = tmp_path / "raw" / "sequences.txt"
+  path.write_bytes(path.read_bytes() + b"d\xffn 1 2 3\n")
+  with pytest.raises(InputError, match="sequences.txt line 4 is no UTF-8"):
+    prepare(tmp_path, raw_dir)
+
+
+def test_sizes_must_be_the_published_ones(tmp_path):
+  raw_dir = write_raw(tmp_path / "raw", sequences=SEQUENCES[:2])
+  with pytest.raises(InputError, match=r"has 1 users \(1 users with fewer.*expected the 2 published for 'sized'"):
+    prepare(tmp_path, raw_dir, "sized")
+  with pytest.raises(InputError, match="expected the 22363 published for 'beauty'"):
+    prepare(tmp_path, raw_dir, "beauty")
+  assert not (tmp_path / "data").exists()
+
+
+def test_missing_files_and_directories_are_named(tmp_path):
+  with pytest.raises(InputError, match="no directory .*nowhere"):
+    amazon_reviews.RawDirectory(str(tmp_path / "nowhere"))
+  with pytest.raises(InputError, match=r"holds neither sequences.txt nor sequences.txt.gz"):
+    amazon_reviews.RawDirectory(str(tmp_path))
+  write_raw(tmp_path / "raw")
+  write_raw(tmp_path / "raw", gzipped=False)
+  with pytest.raises(InputError, match="holds both sequences.txt and sequences.txt.gz"):
+    amazon_reviews.RawDirectory(str(tmp_path / "raw"))
+
+
+def test_an_interrupted_write_leaves_no_table_and_can_be_repeated(tmp_path, monkeypatch):
+  raw_dir = write_raw(tmp_path / "raw")
+
+  def stopped(self):
+    yield 0, self._rows[0]
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(amazon_reviews.ReviewHistories, "_generate_examples", stopped)
+    with pytest.raises(KeyboardInterrupt):
+      prepare(tmp_path, raw_dir)
+  assert not [path for path in files_under(tmp_path / "data") if "review_histories" in path and "1.0.0" in path]
+  with pytest.raises(InputError, match="not prepared"):
+    histories.load(str(tmp_path / "data"), "small")
+  assert prepare(tmp_path, raw_dir).num_users == 2
+
+
+def test_unprepared_names_the_command(tmp_path):
+  command = r"python -m rastp_jax.prepare --config=configs/beauty.py --raw_dir=DIR"
+  for read in (histories.load, histories.load_items):
+    with pytest.raises(InputError, match=command):
+      read(str(tmp_path), "beauty")
+
+
+def test_a_torn_table_is_refused(tmp_path):
+  prepared = prepare(tmp_path, write_raw(tmp_path / "raw"))
+  (shard,) = pathlib.Path(prepared.histories_dir).glob("*array_record*")
+  shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+  with pytest.raises(InputError, match="review_histories/small/1.0.0 cannot be read .*remove it"):
+    histories.load(str(tmp_path / "data"), "small")
+
+
+def test_synthetic_rewards_history_and_nothing_else(tmp_path):
+  source = synthetic.SyntheticSource()
+  users = [rows for _, rows in source.users()]
+  assert {len(rows) for rows in users} <= set(range(5, 30)) and max(map(max, users)) < synthetic.NUM_ITEMS
+  assert synthetic.popularity_recall(users) < 0.1
+  assert synthetic.oracle_recall(source, users) > 0.8
+
+  # Knowing only the last item: the best 10 successors, counted on the very targets they are judged by.
+  last, target = np.array([rows[-2] for rows in users]), np.array([rows[-1] for rows in users])
+  cluster_of = synthetic.ITEMS_PER_GROUP * len(synthetic.GROUPS)
+  pairs = np.zeros((len(synthetic.CLUSTERS), synthetic.NUM_ITEMS))
+  np.add.at(pairs, (last // cluster_of, target), 1)
+  best = np.sort(pairs, axis=1)[:, -10:].sum() / len(users)
+  assert best < 0.5
+
+  same = synthetic.SyntheticSource()
+  assert list(same.users()) == list(source.users()) and same.fingerprint() == source.fingerprint()
+  assert synthetic.SyntheticSource(seed=1).fingerprint() != source.fingerprint()
+  prepared = amazon_reviews.prepare(str(tmp_path), "synthetic", source)
+  loaded = histories.load(str(tmp_path), "synthetic")
+  assert np.concatenate(users).tolist() == loaded.items.tolist() and prepared.num_users == loaded.num_users == 2000

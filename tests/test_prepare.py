@@ -1,0 +1,161 @@
+"""The prepare binary, and how binaries answer mistakes: one sentence, exit code 2, nothing changed."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rastp_jax import cli
+from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
+from rastp_jax.data import amazon_reviews
+from rastp_jax.errors import InputError
+from rastp_jax.prepare import prepare
+
+CONFIG = """
+from rastp_jax import config
+
+def get_config():
+  values = config.default_config_dict()
+  values.data.dataset = "synthetic"
+  values.data.data_dir = {data_dir!r}
+  values.semantic_ids.width = 16
+  return values
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+  return Config(
+    data=DataConfig(dataset="synthetic", data_dir=str(tmp_path / "data")),
+    semantic_ids=SemanticIdsConfig(width=16),
+  )
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+  """A raw directory of 8 items that passes for dataset 'toys', with embeddings."""
+  published = amazon_reviews.ReviewsConfig(name="toys", description="for tests", users=2, items=8, interactions=8)
+  monkeypatch.setattr(amazon_reviews, "DATASETS", [published])
+  root = tmp_path / "raw"
+  root.mkdir()
+  (root / "sequences.txt").write_text("1 1 2 3 4\n2 5 6 7 8\n")
+  lines = [json.dumps({"item_id": k, "title": f"word{k} word{k % 2}"}) for k in range(1, 9)]
+  (root / "items.jsonl").write_text("\n".join(lines) + "\n")
+  np.save(root / "embeddings.npy", np.random.default_rng(0).normal(size=(8, 4)))
+  return root
+
+
+def with_ids(config, **changes):
+  return dataclasses.replace(config, semantic_ids=dataclasses.replace(config.semantic_ids, **changes))
+
+
+def files_under(root) -> dict[str, bytes]:
+  return {str(path): path.read_bytes() for path in pathlib.Path(root).rglob("*") if path.is_file()}
+
+
+def test_synthetic_is_prepared_once_and_then_found(config):
+  first = prepare(config)
+  assert not first.dataset.reused and not first.reused_semantic_ids
+  assert first.semantic_ids.codes.shape == (240, 4) and not first.semantic_ids.health()["collapsed"]
+  assert first.semantic_ids.provenance["dataset_fingerprint"] == first.dataset.fingerprint
+  before = files_under(config.data.data_dir)
+  second = prepare(config)
+  assert second.dataset.reused and second.reused_semantic_ids
+  assert second.semantic_ids.fingerprint == first.semantic_ids.fingerprint
+  assert files_under(config.data.data_dir) == before
+  assert "2000 users, 240 items" in second.describe() and f"found {second.semantic_ids_path}" in second.describe()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"width": 8}, {"levels": 2}])
+def test_other_settings_are_refused_and_overwrite_nothing(config, change):
+  prepare(config)
+  before = files_under(config.data.data_dir)
+  (name,) = change
+  with pytest.raises(InputError, match=rf"synthetic.npz was made with {name}=.*remove the file"):
+    prepare(with_ids(config, **change))
+  assert files_under(config.data.data_dir) == before
+
+
+def test_raw_directory_with_and_without_embeddings(config, raw):
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="toys"))
+  with pytest.raises(InputError, match="rastp_jax.prepare --config=configs/toys.py --raw_dir=DIR"):
+    prepare(config)
+  first = prepare(with_ids(config, width=4), str(raw))
+  assert first.semantic_ids.num_items == 8
+  assert prepare(with_ids(config, width=4)).reused_semantic_ids  # all is there: no raw files needed
+
+  np.save(raw / "embeddings.npy", np.random.default_rng(1).normal(size=(8, 4)))
+  with pytest.raises(InputError, match="was made with embeddings_sha256="):
+    prepare(with_ids(config, width=4), str(raw))
+  (raw / "embeddings.npy").unlink()
+  with pytest.raises(InputError, match="but now embeddings='tfidf_svd of 256 dimensions'"):
+    prepare(with_ids(config, width=4), str(raw))
+
+  first.semantic_ids_path.unlink()
+  with pytest.raises(InputError, match="give --raw_dir"):
+    prepare(with_ids(config, width=4))
+  assert prepare(with_ids(config, width=4), str(raw)).semantic_ids.provenance["embeddings"].startswith("tfidf_svd")
+
+
+def test_unusable_embeddings_leave_no_codes(config, raw):
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="toys"))
+  np.save(raw / "embeddings.npy", np.zeros((8, 4)))
+  with pytest.raises(InputError, match="only zeros in row 0"):
+    prepare(config, str(raw))
+  assert not list(pathlib.Path(config.data.data_dir).rglob("*.npz"))
+
+
+def test_missing_config_flag():
+  with pytest.raises(InputError, match="--config is missing"):
+    cli.load_config(None)
+
+
+def run_binary(*arguments) -> subprocess.CompletedProcess:
+  command = [sys.executable, "-m", "rastp_jax.prepare", *arguments]
+  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def test_binary_prints_what_it_did(tmp_path):
+  file = tmp_path / "synthetic.py"
+  file.write_text(CONFIG.format(data_dir=str(tmp_path / "data")))
+  done = run_binary(f"--config={file}", "--config.semantic_ids.width=8")
+  assert done.returncode == 0, done.stderr
+  assert "2000 users, 240 items" in done.stdout and "entropy" in done.stdout
+  assert f"wrote {tmp_path / 'data' / 'semantic_ids' / 'synthetic.npz'}" in done.stdout
+  assert done.stderr == ""
+
+
+MISTAKES = {
+  "misspelt": ("--config.pruning.keep_ration=0.5", "did you mean config.pruning.keep_ratio?"),
+  "wrong type": ("--config.data.max_items=many", "--config.data.max_items=many cannot be read: expected int."),
+  "unknown choice": ("--config.data.dataset=syntetic", "did you mean 'synthetic'?"),
+  "unknown flag": ("--raw_dirr=x", "raw_dirr"),
+  "no flag": ("beauty", "'beauty' is no flag: flags are written --name=value."),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_end_in_one_sentence(tmp_path, case):
+  file = tmp_path / "synthetic.py"
+  file.write_text(CONFIG.format(data_dir=str(tmp_path / "data")))
+  argument, sentence = MISTAKES[case]
+  assert_refused(run_binary(f"--config={file}", argument), sentence)
+  assert not (tmp_path / "data").exists()
+
+
+def test_config_files_that_cannot_be_used(tmp_path):
+  (tmp_path / "beauty.py").write_text(CONFIG.replace("semantic_ids.width", "semantic_ids.widht").format(data_dir="x"))
+  assert_refused(run_binary(f"--config={tmp_path}/beuty.py"), f"did you mean {tmp_path}/beauty.py?")
+  assert_refused(run_binary(f"--config={tmp_path}/beauty.py"), "widht")
+
+
+def assert_refused(done: subprocess.CompletedProcess, sentence: str):
+  assert done.returncode == 2
+  assert sentence in done.stderr and done.stderr.startswith("error: ")
+  assert done.stderr.count("\n") == 1 and done.stdout == ""
