@@ -1,9 +1,9 @@
 """The defaults that all datasets share, and the variants `beauty.py:cpu`, `beauty.py:reference`, `beauty.py:cpu,dense`.
 
-    (none)      paper-sized (d_model 128, 6 heads of 64, d_ff 1024, 4+4 blocks), the corrected behaviour
-    cpu         a model that trains usefully on 2 cores within 40 minutes
-    reference   the published code's behaviour, quirk by quirk
-    dense       no pruning, to compare with
+(none)      paper-sized (d_model 128, 6 heads of 64, d_ff 1024, 4+4 blocks), the corrected behaviour
+cpu         a model that trains usefully on 2 cores within 40 minutes
+reference   the published code's behaviour, quirk by quirk
+dense       no pruning, to compare with
 """
 
 from rastp_jax import config as config_lib
@@ -19,20 +19,22 @@ def get_config(variants: str = ""):
 
 
 def cpu(config):
-  """Fewer and narrower blocks, shorter histories, one hidden layer in the MLP."""
+  """Fewer and narrower blocks, the last 20 items, no separators, one hidden layer in the MLP."""
   config.data.max_items = 20
   config.data.bucket_items = (4, 8, 13, 20)
   config.model.d_model = 128
-  config.model.num_heads = 4
-  config.model.head_dim = 32
+  config.model.num_heads = 2
+  config.model.head_dim = 64
   config.model.d_ff = 512
   config.model.encoder_blocks = 2
   config.model.decoder_blocks = 2
   config.model.mlp_hidden_layers = 1
+  config.model.separator = False
   config.pruning.after_block = (0,)
   config.pruning.keep_ratio = (1 / 2,)
   config.train.batch_size = 256
-  config.train.length = "20 epochs"
+  config.train.length = "24 epochs"
+  config.train.eval_users = 4000
 
 
 def reference(config):

@@ -1,5 +1,7 @@
 """What all binaries share: the --config flag, and mistakes of the user ended by one sentence instead of a traceback."""
 
+import contextlib
+import ctypes
 import dataclasses
 import difflib
 import logging
@@ -47,6 +49,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
 
   A mistake in the flags, the config or the files (`InputError`) ends in one line on stderr and exit code 2.
   """
+  _keep_freed_memory()
   # Libraries tell through the same log what they load and save; people came for our lines.
   absl_logging.get_absl_handler().addFilter(_ours_or_serious)
   logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # "no GPU found" is no news to its owner
@@ -65,6 +68,19 @@ def run(main: Callable[[], Any]) -> NoReturn:
 def _ours_or_serious(record: logging.LogRecord) -> bool:
   ours = str(pathlib.Path(__file__).parent)
   return record.levelno >= logging.WARNING or record.pathname.startswith(ours)
+
+
+def _keep_freed_memory() -> None:
+  """Tells glibc not to give large freed blocks back to the system.
+
+  On a CPU, XLA frees its temporary arrays after each step; fetching them again as fresh pages costs more than the
+  arithmetic on them (an elementwise operation on 39 MB took 59 ms so, and 2.4 ms on kept pages).
+  """
+  with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
+    libc = ctypes.CDLL("libc.so.6")
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD in malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -127,6 +143,11 @@ def _check_file(path: str) -> None:
 
 
 def _illegal_value(message: str) -> str:
+  if "Traceback" in message:  # from inside a config file: what it raised stands in the last line
+    flag, last_line = message.split(":", 1)[0], message.strip().splitlines()[-1]
+    variant = re.match(r"flag (\S+\.py:?[\w,]*)", message)
+    reason = re.sub(r"^[\w.]*(Error|Exception): ", "", last_line)
+    return f"{variant[1] if variant else flag} cannot be used: {reason}."
   match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
   kind = _fields().get(match[1]) if match else None
   if kind is None:

@@ -62,8 +62,10 @@ def evaluate_workdir(workdir: str, split: str, overrides: list[str]) -> dict[str
   training = json.loads(summary.read_text()) if summary.exists() else {}
   return {
     **figures,
-    **{f"training_{name}" if name in ("samples", "samples_per_second", "seconds") else name: value
-       for name, value in training.items()},
+    **{
+      f"training_{name}" if name in ("samples", "samples_per_second", "seconds") else name: value
+      for name, value in training.items()
+    },
     "step": saved.step,
     "split": split,
     "workdir": workdir,

@@ -1,6 +1,7 @@
 """From a config to its data, and from a workdir to a model that is ready to use."""
 
 import ast
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -20,7 +21,12 @@ from rastp_jax.semantic_ids import codes
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training import checkpoint, trainer
 
-OVERRIDABLE = ("eval", "pruning", "data.data_dir", "data.bucket_items")  # what decoding may change about a trained model
+OVERRIDABLE = (
+  "eval",
+  "pruning",
+  "data.data_dir",
+  "data.bucket_items",
+)  # what decoding may change about a trained model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +96,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         f"--override={text!r} would change what the weights were trained for: only {', '.join(OVERRIDABLE)} may differ "
         "from the run."
       )
-    try:
+    with contextlib.suppress(ValueError, SyntaxError):  # a bare word is a string
       value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      pass  # a bare word is a string
     values[section][field] = value
   return config_lib.from_config_dict(values)

@@ -9,7 +9,7 @@ changed on the command line:
     --config.train.length="20 epochs" --config.pruning.criterion=none
 
 In the workdir afterwards: config.json (the settings), metrics.jsonl (one JSON object a log line), tensorboard/ (the
-same as curves), and summary.json (once finished: speed, memory, best validation), and checkpoints/ (the latest ones and
+same as curves), summary.json (once finished: speed, memory, best validation), and checkpoints/ (the latest ones and
 the best by validation recall@5, which `python -m rastp_jax.evaluate --workdir=runs/beauty` reads).
 """
 

@@ -179,7 +179,7 @@ def test_an_interrupted_write_leaves_no_table_and_can_be_repeated(tmp_path, monk
 
 
 def test_unprepared_names_the_command(tmp_path):
-  command = r"python -m rastp_jax.prepare --config=configs/beauty.py --raw_dir=DIR"
+  command = r"python -m rastp_jax.prepare` with the same --config and --raw_dir=DIR"
   for read in (histories.load, histories.load_items):
     with pytest.raises(InputError, match=command):
       read(str(tmp_path), "beauty")

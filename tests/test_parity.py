@@ -80,7 +80,13 @@ def test_forward(case, record_property):
   if seen:
     full_mask = case.arrays["enc_mask"] == 1
     (stage,) = seen
-    close("hidden at the scored block", stage["hidden"][full_mask], case["enc_h_after_layer1"][full_mask], 1e-5, record_property)
+    close(
+      "hidden at the scored block",
+      stage["hidden"][full_mask],
+      case["enc_h_after_layer1"][full_mask],
+      1e-5,
+      record_property,
+    )
     close("attention received", stage["received"], case["attn_colsum"], 1e-5, record_property)
     scores = CRITERIA["rastp"](stage["received"], Tokens(stage["hidden"], tokens.mask, tokens.positions))
     close("importance", scores[full_mask], case["importance"][full_mask], 1e-5, record_property)

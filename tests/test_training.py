@@ -40,9 +40,9 @@ def _on_one_device(monkeypatch):
 def make_config(**changes) -> config_lib.Config:
   """A tiny run; changes are given as section__field=value."""
   values = config_lib.default_config_dict().to_dict()
-  values["data"] |= {"max_items": 6, "bucket_items": (3, 6)}
-  values["model"] |= {"d_model": 16, "num_heads": 2, "head_dim": 8, "d_ff": 32, "encoder_blocks": 2}
-  values["model"] |= {"decoder_blocks": 1}
+  values["data"] |= {"max_items": 6, "bucket_items": (6,)}
+  values["model"] |= {"d_model": 16, "num_heads": 2, "head_dim": 8, "d_ff": 32, "encoder_blocks": 1}
+  values["model"] |= {"decoder_blocks": 1, "mlp_hidden_layers": 1}
   values["pruning"] |= {"after_block": (0,)}
   values["train"] |= {"length": "12 steps", "batch_size": 16, "schedule": "constant", "warmup": "3 steps"}
   values["train"] |= {"log_every": "3 steps", "eval_every": "100 steps", "checkpoint_every": "5 steps"}
@@ -218,7 +218,8 @@ def test_minutes_count_training_only_and_survive_restarts(tmp_path):
     time.sleep(0.3)
     return {"recall@5": 0.1}
 
-  changes = {"train__length": "0.02 minutes", "train__eval_every": "20 steps", "train__patience": 0}
+  changes = {"train__length": "0.02 minutes", "train__eval_every": "40 steps", "train__patience": 0}
+  changes |= {"train__checkpoint_every": "100 steps"}
   began = time.monotonic()
   result = run(tmp_path, slow, **changes)
   passed = time.monotonic() - began
@@ -259,25 +260,26 @@ def count_compilations(function):
   return lambda: names.count(function)
 
 
-def test_resume_is_exact_and_compiles_once_a_bucket(tmp_path, reference, monkeypatch):
+def test_resume_is_exact_and_compiles_once_a_bucket(tmp_path, monkeypatch):
+  whole, broken, buckets = tmp_path / "whole", tmp_path / "broken", {"data__bucket_items": (3, 6)}
   compiled = count_compilations("jit(train_step)")
+  run(whole, **buckets)
+  assert compiled() == 2
   restore = interrupt_after(monkeypatch, 8)
   with pytest.raises(Interrupted):
-    run(tmp_path)
+    run(broken, **buckets)
   restore()
-  assert max(logged(tmp_path)) == 3  # 6 was complete, but still on its way from the device
-  with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 6, "loss": 1.0}\n{"step": 9, "lo')  # logged after the checkpoint of step 5, and torn
-  assert compiled() == 2  # buckets
-  result = run(tmp_path)
-  assert compiled() == 4
-  assert result.step == 12
-  assert logged(tmp_path) == logged(reference)
-  assert logged(tmp_path, "grad_norm") == logged(reference, "grad_norm")
-  ours, theirs = saved_params(tmp_path), saved_params(reference)
+  with (broken / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 7, "loss": 1.0}\n{"step": 9, "lo')  # logged after the checkpoint of step 5, and torn
+  assert run(broken, **buckets).step == 12
+  assert compiled() == 6
+  assert list(logged(broken)) == [3, 6, 9, 12]
+  for field in ("loss", "loss_level_0", "grad_norm", "learning_rate", "epoch"):
+    assert logged(broken, field) == logged(whole, field)
+  ours, theirs = saved_params(broken), saved_params(whole)
   assert (ours.step, theirs.step) == (12, 12)
   assert_equal(ours.params, theirs.params)
-  ours, theirs = (json.loads((workdir / "summary.json").read_text()) for workdir in (tmp_path, reference))
+  ours, theirs = (json.loads((workdir / "summary.json").read_text()) for workdir in (broken, whole))
   assert (ours["steps"], ours["samples"]) == (theirs["steps"], theirs["samples"])
   assert ours["step_bytes"] > 4 * ours["parameters"] * 4  # parameters, two moments, gradient
 

@@ -320,10 +320,10 @@ def open_prepared(data_dir: str, dataset: str) -> Prepared:
   """
   found = _look(data_dir, dataset)
   if found is None:
-    raw_dir = "" if dataset == "synthetic" else " --raw_dir=DIR"
+    raw_dir = "" if dataset == "synthetic" else " and --raw_dir=DIR"
     raise InputError(
-      f"Dataset {dataset!r} is not prepared under {data_dir}: run `python -m rastp_jax.prepare "
-      f"--config=configs/{dataset}.py{raw_dir}`, or point config.data.data_dir to where it is."
+      f"Dataset {dataset!r} is not prepared under {data_dir}: run `python -m rastp_jax.prepare` with "
+      f"the same --config{raw_dir}, or point config.data.data_dir to where it is."
     )
   return found
 

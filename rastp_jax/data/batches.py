@@ -15,7 +15,9 @@ from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.semantic_ids.codes import SemanticIds
 
-Batch = dict[str, np.ndarray]  # history (B, N, C) int32, -1 padded on the right; target (B, C) int32; weight (B,) float32
+Batch = dict[
+  str, np.ndarray
+]  # history (B, N, C) int32, -1 padded on the right; target (B, C) int32; weight (B,) float32
 
 _ENDLESS = 2**62  # a source has no last batch: training ends when the trainer says so
 

@@ -92,7 +92,7 @@ def beam_search(
 def _children(transitions: Transitions, level: int, states: Int[Array, "B W"]):
   """Each beam's children: their states, their codes and whether they exist, all (B, W, branch)."""
   starts, codes, branch = transitions.starts[level], transitions.codes[level], transitions.branches[level]
-  children = starts[states][..., None] + jnp.arange(branch, dtype=jnp.int32)
+  children = starts[states][..., None] + jnp.arange(branch, dtype=jnp.int32)[None, None]
   exists = children < starts[states + 1][..., None]
   children = jnp.where(exists, children, 0)
   return children, codes[children], exists

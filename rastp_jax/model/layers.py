@@ -24,18 +24,19 @@ class Dropout:
   """
 
   def __init__(self, key: Key[Array, ""] | PRNGKeyArray | None):
-    self._key, self._calls = key, 0
+    self._words = None if key is None else jax.random.bits(key, (2,), jnp.uint32)
+    self._calls = 0
 
   def __call__(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
     """Zeroes a share `rate` of the elements and scales the others by 1 / (1 - rate)."""
-    if self._key is None or rate == 0.0:
+    if self._words is None or rate == 0.0:
       return x
-    words = jax.random.bits(jax.random.fold_in(self._key, self._calls), (2,), jnp.uint32)
     self._calls += 1
+    salt = _mix(self._words[0] + jnp.uint32(self._calls * 0x9E3779B9 % 2**32))
     index = jnp.zeros(x.shape, jnp.uint32)
     for axis, stride in enumerate(np.cumprod((1,) + x.shape[:0:-1])[::-1]):
       index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
-    mixed = _mix(_mix(index ^ words[0]) + words[1])
+    mixed = _mix(_mix(index ^ salt) + self._words[1])
     keep = mixed >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 
@@ -156,7 +157,9 @@ class Mlp(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     widths = [config.d_model] + [config.d_ff] * config.mlp_hidden_layers + [config.d_model]
-    layers = [linear(config, a, b, std=a**-0.5, bias=True, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    layers = [
+      linear(config, a, b, std=a**-0.5, bias=True, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)
+    ]
     self.layers = nnx.List(layers)
     self.dropout = config.dropout
 

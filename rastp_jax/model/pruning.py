@@ -97,7 +97,9 @@ def keep_top(tokens: Tokens, scores: Float[Array, "B L"], budget: int) -> Tokens
   return jax.tree.map(gather, tokens)
 
 
-def prune(tokens: Tokens, received: Float[Array, "B L"], config: PruningConfig, budget: int, item_length: int) -> Tokens:
+def prune(
+  tokens: Tokens, received: Float[Array, "B L"], config: PruningConfig, budget: int, item_length: int
+) -> Tokens:
   """One pruning stage.
 
   Args:

@@ -44,7 +44,9 @@ def published_names(model: Recommender) -> dict[tuple, tuple[str, bool]]:
       place = len(sublayers)
       names[*block, "mlp_norm", "scale"] = (f"{layer}.{place}.layer_norm.weight", False)
       hidden = model.config.mlp_hidden_layers
-      torch_indices = [0] + [2 + 3 * i for i in range(hidden)]  # each hidden Linear but the first: Linear, dropout, ReLU
+      torch_indices = [0] + [
+        2 + 3 * i for i in range(hidden)
+      ]  # each hidden Linear but the first: Linear, dropout, ReLU
       for i, torch_index in enumerate(torch_indices):
         path = f"{layer}.{place}.mlp.model.{torch_index}"
         names[*block, "mlp", "layers", i, "kernel"] = (f"{path}.weight", True)

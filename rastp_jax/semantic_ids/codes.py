@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from rastp_jax import files
 from rastp_jax.config import Config
 from rastp_jax.errors import InputError
 
@@ -170,21 +171,11 @@ class SemanticIds:
     return "\n".join(lines)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes one .npz, whole or not at all: a reader never sees half a file."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-      with os.fdopen(handle, "wb") as file:
-        provenance = json.dumps(dict(self.provenance), sort_keys=True)
-        np.savez_compressed(file, codes=self.codes, widths=np.asarray(self.widths, np.int64), provenance=provenance)
-        file.flush()
-        os.fsync(file.fileno())
-      os.chmod(temporary, 0o644)  # mkstemp's files are private
-      os.replace(temporary, path)
-    except BaseException:
-      pathlib.Path(temporary).unlink(missing_ok=True)
-      raise
+    """Writes one .npz, whole or not at all."""
+    buffer = io.BytesIO()
+    provenance = json.dumps(dict(self.provenance), sort_keys=True)
+    np.savez_compressed(buffer, codes=self.codes, widths=np.asarray(self.widths, np.int64), provenance=provenance)
+    files.write_whole(path, buffer.getvalue())
 
 
 def load(
@@ -207,9 +198,8 @@ def load(
   """
   path = pathlib.Path(path)
   if not path.exists():
-    hint = f"configs/{dataset}.py" if dataset else "the dataset's config"
     raise InputError(
-      f"There are no semantic IDs at {path}: make them with `python -m rastp_jax.prepare --config={hint}`, or point "
+      f"There are no semantic IDs at {path}: make them by `python -m rastp_jax.prepare` with the same --config, or point "
       "config.data.data_dir to where they are."
     )
   try:

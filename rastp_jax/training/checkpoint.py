@@ -39,6 +39,7 @@ MAY_DIFFER = (
   "eval.beam_width",
   "eval.batch_size",
   "eval.constrained",
+  "eval.renormalize",
   "eval.ks",
 )
 

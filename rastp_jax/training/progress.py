@@ -10,6 +10,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
 
 import jax
 import tensorboardX
@@ -66,9 +67,8 @@ class Clock:
 class Progress:
   """Reports one log interval after the other.
 
-  The sums of an interval are fetched from the device only when the next one is complete, so the device never waits
-  for the host to read them. That reading returns when the interval's last step is done, which makes it the moment to
-  look at the clock.
+  A thread waits for the device to finish an interval and looks at the clock then, so that the loop itself goes on: it
+  waits only if it is a whole interval ahead.
   """
 
   def __init__(
@@ -97,7 +97,8 @@ class Progress:
     self._first_step, self._first_seconds = step, clock.seconds
     self._seen_seconds = clock.seconds
     self.samples, self._logged_samples = samples, samples
-    self._waiting: tuple[int, float, dict] | None = None
+    self._waiting: tuple[int, float, futures.Future] | None = None
+    self._reader = futures.ThreadPoolExecutor(max_workers=1)
     self._validation = ""
     self._writes = jax.process_index() == 0
     if self._writes:
@@ -107,31 +108,32 @@ class Progress:
       self._board = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1)
 
   def count(self, samples: float) -> None:
-    """Adds a batch's samples."""
+    """Adds a batch's samples, and reports the last closed interval once the device is through with it."""
     self.samples += samples
+    if self._waiting is not None and self._waiting[2].done():
+      self.flush()
 
   def interval(self, step: int, sums: Mapping[str, jax.Array]) -> None:
-    """Closes the interval that ends with `step` and reports the one before.
+    """Closes the interval that ends with `step`.
 
     Args:
       step: steps done.
       sums: device scalars, as `trainer.TrainState.sums`; owned from now on.
     """
     self.flush()
-    self._waiting = (step, self.samples, dict(sums))
+    self._waiting = (step, self.samples, self._reader.submit(self._read, sums))
 
   def flush(self, validation: Mapping[str, float] | None = None) -> None:
-    """Reports the last closed interval now.
+    """Reports the last closed interval now, waiting for the device if need be.
 
     Args:
       validation: figures of an evaluation at its end, to go on the same line.
     """
     if self._waiting is None:
       return
-    step, seen, sums = self._waiting
+    step, seen, reading = self._waiting
+    sums, seconds = reading.result()
     self._waiting, samples, self._logged_samples = None, seen - self._logged_samples, seen
-    sums = {name: float(value) for name, value in jax.device_get(sums).items()}
-    seconds = self._clock.seconds
     steps, total, norms = sums.pop("steps"), sums.pop("samples"), sums.pop("grad_norm")
     line = {"step": step, "epoch": round(step / self._plan.steps_per_epoch, 4)}
     line |= {name: value / max(total, 1.0) for name, value in sums.items()}
@@ -155,9 +157,15 @@ class Progress:
   def close(self) -> None:
     """Reports what is left and closes the files."""
     self.flush()
+    self._reader.shutdown()
     if self._writes:
       self._lines.close()
       self._board.close()
+
+  def _read(self, sums: Mapping[str, jax.Array]) -> tuple[dict[str, float], float]:
+    """The sums, and the time at which the device had them."""
+    values = {name: float(value) for name, value in jax.device_get(dict(sums)).items()}
+    return values, self._clock.seconds
 
   def _line(self, line: Mapping[str, float]) -> str:
     step, seconds = line["step"], line["seconds"]

@@ -205,7 +205,7 @@ def train(
       learning_rate=lambda step: schedule((step - 1) // plan.accumulate),
     )
 
-    # 4. The loop. The host runs ahead of the devices: only `_paused` and the log interval before the last wait for them.
+    # 4. The loop. The host runs ahead of the devices, by one log interval at most: only `_paused` waits for them.
     while not reason:
       batch = next(batches)
       placed = sharding.place_batch(batch, mesh)

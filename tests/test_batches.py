@@ -1,0 +1,190 @@
+"""Batches: what a sample is, which samples an epoch holds, and that buckets change neither."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from rastp_jax.config import DataConfig
+from rastp_jax.data.batches import TrainingBatches, evaluation_batches, gather, training_iterator
+from rastp_jax.data.histories import Histories
+from rastp_jax.errors import InputError
+from rastp_jax.semantic_ids.codes import SemanticIds
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def make_data(lengths, num_items=50):
+  rng = np.random.default_rng(0)
+  items = rng.integers(0, num_items, sum(lengths)).astype(np.int32)
+  offsets = np.concatenate([[0], np.cumsum(lengths)])
+  codes = SemanticIds.from_learned(rng.integers(0, 8, (num_items, 3)), 8, {})
+  return Histories(items, offsets, num_items, [str(i) for i in range(len(lengths))], "f"), codes
+
+
+LENGTHS = np.random.default_rng(1).integers(3, 40, 300).tolist()
+BUCKETS = DataConfig(max_items=20, bucket_items=(4, 8, 20))
+FLAT = DataConfig(max_items=20, bucket_items=(20,))
+
+
+def samples(source, steps):
+  """(history items, target) of every real row of the given batches, decoded from what the batches hold."""
+  rows = []
+  for step in steps:
+    batch = source[step]
+    for history, target in zip(
+      batch["history"][batch["weight"] > 0], batch["target"][batch["weight"] > 0], strict=True
+    ):
+      rows.append((tuple(map(tuple, history[history[:, 0] >= 0])), tuple(target)))
+  return rows
+
+
+@pytest.mark.parametrize("config", [BUCKETS, FLAT], ids=["buckets", "flat"])
+def test_prefixes_come_once_an_epoch_each(config):
+  histories, codes = make_data(LENGTHS)
+  source = TrainingBatches(histories, codes, config, batch_size=64, seed=7)
+  expected = []
+  for user in range(histories.num_users):
+    items = histories.items[histories.offsets[user] : histories.offsets[user + 1] - 2]
+    for end in range(1, len(items)):
+      rows = codes.codes[items[max(0, end - 20) : end]]
+      expected.append((tuple(map(tuple, rows)), tuple(codes.codes[items[end]])))
+  for epoch in (0, 3):
+    steps = range(epoch * source.steps_per_epoch, (epoch + 1) * source.steps_per_epoch)
+    assert sorted(samples(source, steps)) == sorted(expected)
+  assert abs(source.samples_per_step - 64) < 16
+  assert samples(source, range(2)) != samples(source, range(source.steps_per_epoch, source.steps_per_epoch + 2))
+
+
+def test_a_batch_depends_on_seed_and_number_alone():
+  histories, codes = make_data(LENGTHS)
+  make = lambda seed, **kw: TrainingBatches(histories, codes, BUCKETS, batch_size=64, seed=seed, **kw)
+  one, again, other = make(7), make(7), make(8)
+  far = 5 * one.steps_per_epoch + 3
+  wanted = again[far]  # never having made an earlier one
+  for step in range(3):
+    one[step]
+  for name, value in one[far].items():
+    np.testing.assert_array_equal(value, wanted[name])
+  assert one.buckets == other.buckets
+  assert samples(one, [0]) != samples(other, [0])
+
+
+def test_hosts_share_the_rows_of_one_batch():
+  histories, codes = make_data(LENGTHS)
+  make = lambda **kw: TrainingBatches(histories, codes, BUCKETS, batch_size=64, seed=7, row_multiple=4, **kw)
+  whole, parts = make(), [make(shard=(host, 4)) for host in range(4)]
+  assert all(bucket.rows % 4 == 0 for bucket in whole.buckets)
+  for step in range(5):
+    for name, value in whole[step].items():
+      np.testing.assert_array_equal(value, np.concatenate([part[step][name] for part in parts]))
+
+
+def test_subsequences_are_drawn_like_the_published_ones():
+  """Per group of users: 512 draws with replacement from all contiguous sub-sequences, duplicates merged."""
+  lengths = [12] * 64
+  histories, codes = make_data(lengths)
+  config = DataConfig(max_items=20, bucket_items=(4, 20), sampling="subsequences")
+  source = TrainingBatches(histories, codes, config, batch_size=100, seed=0)
+  counts, drawn = {}, []
+  epochs = 60
+  for epoch in range(epochs):
+    starts, ends = source.epoch_samples(epoch)
+    drawn.append(len(starts))
+    assert len(set(zip(starts, ends, strict=True))) == len(starts)
+    for pair in zip(starts, ends, strict=True):
+      counts[pair] = counts.get(pair, 0) + 1
+  pairs = 10 * 9 // 2  # of one user's 10 training items
+  in_group = 32 * pairs
+  chance = 1 - (1 - 1 / in_group) ** 512
+  assert len(counts) == 64 * pairs  # every contiguous sub-sequence occurs sooner or later, and nothing else
+  np.testing.assert_allclose(np.mean(drawn), 2 * in_group * chance, rtol=0.02)
+  spread = np.std(list(counts.values()))
+  np.testing.assert_allclose(np.mean(list(counts.values())), epochs * chance, rtol=0.02)
+  np.testing.assert_allclose(spread, np.sqrt(epochs * chance * (1 - chance)), rtol=0.05)
+  offsets = {histories.offsets[u] for u in range(64)}
+  for start, end in counts:
+    user = np.searchsorted(histories.offsets, start, side="right") - 1
+    assert histories.offsets[user] <= start < end - 1 and end <= histories.offsets[user + 1] - 2
+  assert offsets & {start for start, _ in counts}
+
+
+def test_buckets_do_not_change_the_distribution_of_subsequences():
+  histories, codes = make_data(LENGTHS)
+  shares = []
+  for buckets in ((4, 8, 20), (20,)):
+    config = DataConfig(max_items=20, bucket_items=buckets, sampling="subsequences")
+    source = TrainingBatches(histories, codes, config, batch_size=200, seed=len(buckets))
+    sizes, lengths = [], np.zeros(21)
+    for step in range(30 * source.steps_per_epoch):
+      batch = source[step]
+      sizes.append(batch["weight"].sum())
+      lengths += np.bincount((batch["history"][batch["weight"] > 0, :, 0] >= 0).sum(1), minlength=21)
+    np.testing.assert_allclose(np.mean(sizes), 200, rtol=0.1)
+    shares.append(lengths / lengths.sum())
+  assert np.abs(shares[0] - shares[1]).max() < 0.01
+  assert shares[0][20] > 0.2  # the truncated ones
+
+
+def test_a_draw_can_stay_together():
+  histories, codes = make_data([10] * 128)
+  config = DataConfig(max_items=20, bucket_items=(20,), sampling="subsequences", mix_users=False)
+  source = TrainingBatches(histories, codes, config, batch_size=300, seed=0)
+  assert source.buckets[0].rows == 512 and source.steps_per_epoch == 4
+  for step in range(8):
+    _, starts, _ = source._plan(step // 4)[step % 4]
+    assert len({np.searchsorted(histories.offsets, start, side="right") for start in starts}) <= 32
+  assert 0 < source[0]["weight"].sum() < 512
+
+
+def test_truncation_and_padding_are_the_published_ones():
+  units = np.load(GOLDEN / "units.npz")
+  codes = np.load(GOLDEN / "beauty_sids_part.npy").astype(np.int32)
+  for case in ("collate_long", "collate_short"):
+    items, counts = units[f"{case}/items"].astype(np.int32), units[f"{case}/n_items"]
+    histories = Histories(items, np.asarray([0, len(items)]), len(codes), ["0"], "f")
+    batch = gather(histories, codes, np.zeros(len(counts), int), counts, items=29, rows=len(counts))
+    published = units[f"{case}/input_ids"]
+    np.testing.assert_array_equal(batch["history"].reshape(len(counts), -1), published[:, : 29 * 4])
+    assert (published[:, 29 * 4 :] == -1).all()  # the target's place
+    np.testing.assert_array_equal(batch["target"], units[f"{case}/labels"])
+
+
+def test_evaluation_covers_every_user_once():
+  histories, codes = make_data(LENGTHS)
+  for split, held_back in (("test", 1), ("validation", 2)):
+    seen = []
+    for host in range(2):
+      for batch in evaluation_batches(histories, codes, BUCKETS, split, batch_size=16, shard=(host, 2)):
+        real = batch["user"] >= 0
+        assert len(batch["user"]) == 8 and (batch["weight"] == real).all()
+        for user, target in zip(batch["user"][real], batch["target"][real], strict=True):
+          seen.append(user)
+          np.testing.assert_array_equal(target, codes.codes[histories.items[histories.offsets[user + 1] - held_back]])
+    assert sorted(seen) == list(range(300))
+  some = [
+    [b["user"][b["user"] >= 0] for b in evaluation_batches(histories, codes, config, "test", batch_size=16, users=40)]
+    for config in (BUCKETS, FLAT)
+  ]
+  assert len(np.concatenate(some[0])) == 40
+  np.testing.assert_array_equal(np.sort(np.concatenate(some[0])), np.sort(np.concatenate(some[1])))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_iterator_starts_anywhere_and_its_state_is_a_position(workers):
+  histories, codes = make_data(LENGTHS)
+  source = TrainingBatches(histories, codes, BUCKETS, batch_size=64, seed=7)
+  iterator = training_iterator(source, start=11, workers=workers)
+  for step in (11, 12, 13):
+    np.testing.assert_array_equal(next(iterator)["history"], source[step]["history"])
+  state = json.loads(json.dumps(iterator.get_state()))
+  other = training_iterator(source, start=11, workers=workers)
+  other.set_state(state)
+  np.testing.assert_array_equal(next(other)["history"], source[14]["history"])
+
+
+def test_users_too_short_to_train_on_are_refused():
+  histories, codes = make_data([3, 3, 3])
+  with pytest.raises(InputError, match="No user of beauty has the 4 items"):
+    TrainingBatches(histories, codes, FLAT, batch_size=4, seed=0)
