@@ -1,8 +1,8 @@
 """Typed, frozen settings: the one place where an ml_collections ConfigDict becomes dataclasses.
 
 Every default below is the paper-sized, *corrected* behaviour. `configs/base.py` turns them into a ConfigDict and names
-the variants (`cpu`, `reference`); nothing else holds a default. `from_config_dict` checks every value before anything is
-compiled or written.
+the variants (`cpu`, `reference`); nothing else holds a default. `from_config_dict` checks every value before anything
+is compiled or written.
 """
 
 import dataclasses
@@ -32,22 +32,23 @@ class Duration:
   def parse(cls, text: str, field: str) -> "Duration":
     """Reads '20 epochs', '5_000 steps', '1e6 samples', '40 minutes' or '2 percent'."""
     match = re.fullmatch(r"\s*([0-9][0-9_.]*(?:e[0-9]+)?)\s*([a-z%]+)\s*", str(text))
-    unit = (
-      {"%": "percent"}.get(match[2], match[2].rstrip("s") + "s" if match[2] != "percent" else match[2]) if match else ""
-    )
+    unit = match[2].replace("%", "percent") if match else ""
+    unit = unit if unit in cls.UNITS else unit + "s"  # "1 epoch"
     if unit not in cls.UNITS:
       raise InputError(
-        f"config.{field}={text!r} is no duration: expected an amount and a unit out of {', '.join(cls.UNITS)}, like '20 epochs'."
+        f"config.{field}={text!r} is no duration: expected an amount and a unit out of {', '.join(cls.UNITS)}, like "
+        "'20 epochs'."
       )
     return cls(float(match[1].replace("_", "")), unit)
 
   def steps(self, *, steps_per_epoch: int, samples_per_step: float, total_steps: int | None = None) -> int:
-    """Converts to optimizer steps; minutes have no fixed number of steps and are not accepted here."""
+    """Converts to steps (batches); minutes have no fixed number of steps and are not accepted here."""
     per_unit = {"steps": 1.0, "epochs": float(steps_per_epoch), "samples": 1.0 / samples_per_step}
     if self.unit == "percent":
       if total_steps is None:
         raise InputError(
-          f"'{self.amount:g} percent' needs a length of training that is known in steps: give train.length in steps, epochs or samples."
+          f"'{self.amount:g} percent' needs a length of training that is known in steps: give train.length in steps, "
+          "epochs or samples."
         )
       return round(self.amount / 100.0 * total_steps)
     if self.unit == "minutes":
@@ -100,7 +101,7 @@ class ModelConfig:
   relative_buckets: int = 32
   relative_max_distance: int = 128
   norm_eps: float = 1e-6
-  init: str = "t5"  # "t5": T5's fan-in scaled normals; "reference": PyTorch's module defaults, as published
+  init: str = "fan_in"  # normals: T5's for matrices, 1/sqrt(d_model) for embeddings; "reference": PyTorch's defaults
   dtype: str = "float32"  # compute dtype; parameters, softmax and loss stay float32
 
 
@@ -247,11 +248,13 @@ def _check(config: Config):
     or d.bucket_items[-1] < d.max_items
   ):
     raise InputError(
-      f"config.data.bucket_items={d.bucket_items} must rise and end with at least data.max_items={d.max_items}: give lengths in items, like (5, 10, {d.max_items}), or ({d.max_items},) for one length."
+      f"config.data.bucket_items={d.bucket_items} must rise and end with at least data.max_items={d.max_items}: give "
+      f"lengths in items, like (5, 10, {d.max_items}), or ({d.max_items},) for one length."
     )
   if not d.mix_users and (len(d.bucket_items) > 1 or d.sampling != "subsequences"):
     raise InputError(
-      "config.data.mix_users=False keeps a draw's samples together, which needs data.sampling='subsequences' and a single length in data.bucket_items."
+      "config.data.mix_users=False keeps a draw's samples together, which needs data.sampling='subsequences' and a "
+      "single length in data.bucket_items."
     )
   _at_least(s.levels, 1, "semantic_ids.levels")
   _at_least(s.width, 2, "semantic_ids.width")
@@ -262,7 +265,7 @@ def _check(config: Config):
   for name in ("dropout", "attention_dropout", "mlp_dropout"):
     if not 0 <= getattr(m, name) < 1:
       raise InputError(f"config.model.{name}={getattr(m, name)} must be at least 0 and below 1.")
-  _one_of(m.init, ("t5", "reference"), "model.init")
+  _one_of(m.init, ("fan_in", "reference"), "model.init")
   _one_of(m.dtype, ("float32", "bfloat16"), "model.dtype")
   _check_pruning(p, m, d.bucket_items[-1] * (s.levels + 1 + m.separator))
   _one_of(t.optimizer, ("adamw", "adam", "adam_l2"), "train.optimizer")
@@ -278,7 +281,8 @@ def _check(config: Config):
     )
   if length.unit == "minutes" and t.schedule != "constant":
     raise InputError(
-      f"config.train.length={t.length!r} with train.schedule={t.schedule!r} would make the learning rate depend on the clock: use train.schedule='constant', or give the length in steps, epochs or samples."
+      f"config.train.length={t.length!r} with train.schedule={t.schedule!r} would make the learning rate depend on "
+      "the clock: use train.schedule='constant', or give the length in steps, epochs or samples."
     )
   for name in ("warmup", "log_every", "eval_every", "checkpoint_every"):
     unit = Duration.parse(getattr(t, name), f"train.{name}").unit
@@ -288,7 +292,8 @@ def _check(config: Config):
       )
   if not e.ks or min(e.ks) < 1 or max(e.ks) > e.beam_width:
     raise InputError(
-      f"config.eval.ks={e.ks} must lie between 1 and eval.beam_width={e.beam_width}: a list of {e.beam_width} beams says nothing about more."
+      f"config.eval.ks={e.ks} must lie between 1 and eval.beam_width={e.beam_width}: a list of {e.beam_width} beams "
+      "says nothing about more."
     )
   _at_least(e.batch_size, 1, "eval.batch_size")
 
@@ -305,21 +310,25 @@ def _check_pruning(p: PruningConfig, m: ModelConfig, positions: int):
     or p.after_block[-1] >= m.encoder_blocks
   ):
     raise InputError(
-      f"config.pruning.after_block={p.after_block} must rise and lie between 0 and {m.encoder_blocks - 1}, the last of model.encoder_blocks={m.encoder_blocks} blocks; use pruning.criterion='none' for a dense model."
+      f"config.pruning.after_block={p.after_block} must rise and lie between 0 and {m.encoder_blocks - 1}, the last "
+      f"of model.encoder_blocks={m.encoder_blocks} blocks; use pruning.criterion='none' for a dense model."
     )
   budgets = p.keep_tokens or p.keep_ratio
   name = "keep_tokens" if p.keep_tokens else "keep_ratio"
   if len(budgets) != stages:
     raise InputError(
-      f"config.pruning.{name}={budgets} has {len(budgets)} values for the {stages} stages in pruning.after_block={p.after_block}: give one a stage."
+      f"config.pruning.{name}={budgets} has {len(budgets)} values for the {stages} stages in "
+      f"pruning.after_block={p.after_block}: give one a stage."
     )
   if p.keep_tokens and min(p.keep_tokens) < 1:
     raise InputError(f"config.pruning.keep_tokens={p.keep_tokens} would keep nothing: give at least 1 token a stage.")
   if p.keep_tokens and max(p.keep_tokens) > positions:
     raise InputError(
-      f"config.pruning.keep_tokens={p.keep_tokens} is above the longest history's {positions} positions (the last of data.bucket_items x tokens an item): keep fewer, or use pruning.criterion='none' for a dense model."
+      f"config.pruning.keep_tokens={p.keep_tokens} is above the longest history's {positions} positions (the last of "
+      "data.bucket_items x tokens an item): keep fewer, or use pruning.criterion='none' for a dense model."
     )
   if not p.keep_tokens and not all(0 < r <= 1 for r in p.keep_ratio):
     raise InputError(
-      f"config.pruning.keep_ratio={p.keep_ratio} must be above 0 and at most 1: it is the share of a history's positions that survives."
+      f"config.pruning.keep_ratio={p.keep_ratio} must be above 0 and at most 1: it is the share of a history's "
+      "positions that survives."
     )

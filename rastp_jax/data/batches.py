@@ -41,8 +41,8 @@ class TrainingBatches:
   """A random-access source of training batches, the same on every host but for its slice of rows.
 
   An epoch draws samples (each user's every prefix once, or contiguous sub-sequences as published), shuffles them inside
-  their length bucket, cuts them into batches of about equal tokens and shuffles the batches. Bucketing therefore changes
-  which samples share a batch, not which samples are seen.
+  their length bucket, cuts them into batches of about equal tokens and shuffles the batches. Bucketing therefore
+  changes which samples share a batch, not which samples are seen.
 
   Args:
     histories: all users.
@@ -232,7 +232,9 @@ def training_iterator(source: TrainingBatches, *, start: int = 0, workers: int =
 
 
 def _size_buckets(lengths, counts: np.ndarray, batch_size: int, row_multiple: int) -> tuple[Bucket, ...]:
-  """Rows inverse to length, so that tokens a batch are about constant and a batch has `batch_size` samples on average."""
+  """Rows inverse to length, so that tokens a batch are about constant and a batch has `batch_size` samples on
+  average.
+  """
   mean_length = float(np.dot(lengths, counts) / counts.sum())
   buckets = []
   for length, count in zip(lengths, counts, strict=True):

@@ -38,7 +38,8 @@ def setting(figures: Mapping[str, Any]) -> str:
   """One line on how the figures were obtained, without which they mean little."""
   decoding = "constrained to items" if figures["config"]["eval"]["constrained"] else "unconstrained"
   return (
-    f"{figures['split']}: {figures['users']:,} users of {figures['config']['data']['dataset']}, {figures['beam_width']} "
+    f"{figures['split']}: {figures['users']:,} users of {figures['config']['data']['dataset']}, "
+    f"{figures['beam_width']} "
     f"beams, {decoding}, {figures['invalid_beams']:,} beams that are no item, {figures['repeated_beams']:,} repeated; "
     f"checkpoint of step {figures['step']:,}"
   )

@@ -19,8 +19,9 @@ class Dropout:
   """Hands out one dropout mask after another from a single key; `Dropout(None)` changes nothing.
 
   The masks come from hashing each element's index with two words of the key (the `lowbias32` integer mixer), not from
-  `jax.random`: the hash fuses into the surrounding arithmetic, costs the same on every backend, needs no memory and does
-  not depend on how the array is sharded. Measured on a CPU it is 14 to 30 times faster than threefry or rbg masks.
+  `jax.random`: the hash fuses into the surrounding arithmetic, costs the same on every backend, needs no memory and
+  does not depend on how the array is sharded. Measured on a CPU it is 14 to 30 times faster than threefry or rbg
+  masks.
   """
 
   def __init__(self, key: Key[Array, ""] | PRNGKeyArray | None):

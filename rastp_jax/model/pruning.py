@@ -66,8 +66,8 @@ CRITERIA: dict[str, Callable[[Float[Array, "B L"], Tokens], Float[Array, "B L"]]
 def budgets(config: PruningConfig, length: int) -> dict[int, int]:
   """Static number of positions kept after each encoder block that prunes a sequence of `length` positions.
 
-  A share is taken of `length`, as published (`int(150 / 3)`), and a stage that would keep everything is left out, so that
-  such a block is an ordinary one.
+  A share is taken of `length`, as published (`int(150 / 3)`), and a stage that would keep everything is left out, so
+  that such a block is an ordinary one.
   """
   if config.criterion == "none":
     return {}
@@ -82,8 +82,8 @@ def budgets(config: PruningConfig, length: int) -> dict[int, int]:
 def keep_top(tokens: Tokens, scores: Float[Array, "B L"], budget: int) -> Tokens:
   """Keeps the `budget` highest-scoring real tokens of each row, in their old order.
 
-  Padding scores -inf: it fills up rows that have fewer real tokens than the budget (lowest place first) and stays masked.
-  Equal scores keep the lower place.
+  Padding scores -inf: it fills up rows that have fewer real tokens than the budget (lowest place first) and stays
+  masked. Equal scores keep the lower place.
 
   Args:
     tokens: L positions.

@@ -80,7 +80,8 @@ def load_published(model: Recommender, weights: Mapping[str, np.ndarray]) -> Non
     value = value.T if transposed else value.reshape(param[...].shape) if value.size == param[...].size else value
     if value.shape != param[...].shape:
       raise InputError(
-        f"The weights' {name!r} has shape {value.shape}, this model needs {param[...].shape}: give the config they were "
+        f"The weights' {name!r} has shape {value.shape}, this model needs {param[...].shape}: give the config they "
+        "were "
         "trained with."
       )
     param[...] = jnp.asarray(value)

@@ -33,7 +33,9 @@ class Recommender(nnx.Module):
     self.widths = (max(widths),) * len(widths) if config.uniform_width else tuple(widths)
     self.depth = len(widths)
     self.item_length = self.depth + config.separator
-    d, std = config.d_model, 1.0
+    d = config.d_model
+    # Adam moves an entry by about the learning rate a step: unit-variance embeddings would hardly turn in an epoch.
+    std = 1.0 if config.init == "reference" else d**-0.5
     normal = lambda *shape: nnx.Param(std * jax.random.normal(rngs.params(), shape))
     self.code_embedding = normal(sum(self.widths), d)
     self.bos = normal(d)

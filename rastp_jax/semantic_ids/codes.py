@@ -199,7 +199,8 @@ def load(
   path = pathlib.Path(path)
   if not path.exists():
     raise InputError(
-      f"There are no semantic IDs at {path}: make them by `python -m rastp_jax.prepare` with the same --config, or point "
+      f"There are no semantic IDs at {path}: make them by `python -m rastp_jax.prepare` with the same --config, or "
+      "point "
       "config.data.data_dir to where they are."
     )
   try:

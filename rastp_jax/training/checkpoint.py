@@ -278,7 +278,8 @@ def _check_fingerprints(workdir, progress: Mapping[str, Any], fingerprints: Mapp
     trained = progress["fingerprints"].get(name)
     if trained != value:
       raise InputError(
-        f"{workdir} was trained with other {name} (fingerprint {str(trained)[:12]}, now {value[:12]}): put the old ones "
+        f"{workdir} was trained with other {name} (fingerprint {str(trained)[:12]}, now {value[:12]}): put the old "
+        "ones "
         "back, or train in another --workdir."
       )
 

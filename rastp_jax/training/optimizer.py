@@ -69,7 +69,8 @@ def make_optimizer(
     rule = optax.chain(optax.add_decayed_weights(train.weight_decay), optax.adam(schedule, eps=1e-8))
   elif train.weight_decay:
     raise InputError(
-      f"config.train.weight_decay={train.weight_decay:g} has no effect with train.optimizer='adam': set it to 0, or use "
+      f"config.train.weight_decay={train.weight_decay:g} has no effect with train.optimizer='adam': set it to 0, or "
+      "use "
       "'adamw' (decoupled decay) or 'adam_l2' (L2 in the gradient)."
     )
   else:

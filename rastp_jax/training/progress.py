@@ -20,7 +20,7 @@ from rastp_jax.training.plan import CRITERION, Plan, Standing
 
 ACCELERATORS = (
   # device file, what it is, the documented installation
-  ("/dev/nvidia0", "an NVIDIA GPU", 'pip install -U "jax[cuda12]"'),
+  ("/dev/nvidia0", "an NVIDIA GPU", 'pip install -U "jax[cuda13]"'),
   ("/dev/accel[0-9]*", "a TPU", 'pip install -U "jax[tpu]"'),
   ("/dev/vfio/[0-9]*", "a TPU", 'pip install -U "jax[tpu]"'),
 )

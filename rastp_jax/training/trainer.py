@@ -31,8 +31,8 @@ from rastp_jax.training.optimizer import make_optimizer, make_schedule
 from rastp_jax.training.plan import CRITERION, Standing, make_plan
 from rastp_jax.training.progress import Clock, Progress, describe_devices, duration_text, say
 
-# The model hashes its dropout masks from a few words of the step's key, so only the reproducibility of these counts, and
-# threefry gives the same ones on every backend and number of devices.
+# The model hashes its dropout masks from a few words of the step's key, so only the reproducibility of these counts,
+# and threefry gives the same ones on every backend and number of devices.
 KEY_GENERATOR = "threefry2x32"
 
 
@@ -46,8 +46,8 @@ class TrainState:
     params: nested dict of float32 arrays.
     opt_state: Optax's.
     key: random key, never changed: a step uses fold_in(key, step).
-    sums: float32 scalars over the open log interval: "samples", "steps", "grad_norm" (before clipping), and the loss and
-      its parts, each times the batch's samples.
+    sums: float32 scalars over the open log interval: "samples", "steps", "grad_norm" (before clipping), and the loss
+      and its parts, each times the batch's samples.
   """
 
   step: jax.Array
