@@ -32,8 +32,11 @@ def cpu(config):
   config.model.separator = False
   config.pruning.after_block = (0,)
   config.pruning.keep_ratio = (1 / 2,)
-  config.train.batch_size = 256
-  config.train.length = "24 epochs"
+  config.model.dropout = config.model.mlp_dropout = 0.1
+  config.train.batch_size = 96
+  config.train.length = "20 epochs"
+  config.train.log_every = "500 steps"
+  config.train.eval_every = config.train.checkpoint_every = "2 epochs"
   config.train.eval_users = 4000
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
+import jax  # noqa: E402
 from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
@@ -50,6 +51,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
   A mistake in the flags, the config or the files (`InputError`) ends in one line on stderr and exit code 2.
   """
   _keep_freed_memory()
+  _one_device_a_core()
   # Libraries tell through the same log what they load and save; people came for our lines.
   absl_logging.get_absl_handler().addFilter(_ours_or_serious)
   logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # "no GPU found" is no news to its owner
@@ -81,6 +83,16 @@ def _keep_freed_memory() -> None:
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD in malloc.h
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, -1)
+
+
+def _one_device_a_core() -> None:
+  """On a CPU, makes each core a JAX device of its own (8 at most); without effect on accelerators.
+
+  Sharing a batch between single-threaded devices keeps cores busier than threads inside each operation: on 2 cores the
+  small model trains about 1.7 times faster so. XLA_FLAGS=--xla_force_host_platform_device_count=N goes before.
+  """
+  if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", min(8, os.cpu_count() or 1))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
