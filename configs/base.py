@@ -34,7 +34,7 @@ def cpu(config):
   config.pruning.keep_ratio = (1 / 2,)
   config.model.dropout = config.model.mlp_dropout = 0.1
   config.train.batch_size = 96
-  config.train.length = "20 epochs"
+  config.train.length = "16 epochs"
   config.train.log_every = "500 steps"
   config.train.eval_every = config.train.checkpoint_every = "2 epochs"
   config.train.eval_users = 4000

@@ -7,6 +7,7 @@ import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["NPROC"] = "32"  # threads that the fake devices share: see rastp_jax/cli.py
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import jaxtyping  # noqa: E402

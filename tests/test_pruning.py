@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from rastp_jax.config import ModelConfig, PruningConfig
+from rastp_jax.errors import InputError
 from rastp_jax.model import pruning, recommender
 from rastp_jax.model.pruning import Tokens
 
@@ -90,6 +91,11 @@ def test_separators_survive_where_asked():
   assert {4, 9, 14} <= set(np.asarray(kept.positions)[1].tolist())
   kept = pruning.prune(tokens, received, dataclasses.replace(config, prune_separators=True), 6, item_length=5)
   assert not {4, 9, 14} & set(np.asarray(kept.positions)[1].tolist())
+
+
+def test_an_unknown_criterion_is_refused():
+  with pytest.raises(InputError, match="criterion='rasp' is no way to prune: expected rastp, "):
+    build(PruningConfig(criterion="rasp"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from rastp_jax import sharding
 from rastp_jax.config import Config
@@ -39,9 +39,15 @@ class Evaluator:
     self._transitions = jax.device_put(transitions, sharding.replicated(mesh))
 
     def decode(graph, params, transitions, history):
-      model = nnx.merge(graph, params)
-      width, renormalize = config.eval.beam_width, config.eval.renormalize
-      return beam_search(model, model.encode(history), transitions, width, renormalize=renormalize).codes
+      def decode_rows(params, transitions, history):
+        model = nnx.merge(graph, params)
+        width, renormalize = config.eval.beam_width, config.eval.renormalize
+        return beam_search(model, model.encode(history), transitions, width, renormalize=renormalize).codes
+
+      # Users have nothing to do with each other: each device decodes its own, without any communication.
+      everywhere, rows = PartitionSpec(), PartitionSpec("data")
+      by_rows = jax.shard_map(decode_rows, mesh=mesh, in_specs=(everywhere, everywhere, rows), out_specs=rows)
+      return by_rows(params, transitions, history)
 
     self._decode = jax.jit(decode, static_argnums=0)
 

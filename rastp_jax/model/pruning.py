@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rastp_jax.config import PruningConfig
+from rastp_jax.errors import InputError
 
 
 @jax.tree_util.register_dataclass
@@ -63,6 +64,15 @@ CRITERIA: dict[str, Callable[[Float[Array, "B L"], Tokens], Float[Array, "B L"]]
 }
 
 
+def check_criterion(config: PruningConfig) -> None:
+  """Raises InputError unless the criterion is in the registry, or "none"."""
+  if config.criterion not in CRITERIA and config.criterion != "none":
+    raise InputError(
+      f"config.pruning.criterion={config.criterion!r} is no way to prune: expected {', '.join(CRITERIA)}, or none for "
+      "a dense model."
+    )
+
+
 def budgets(config: PruningConfig, length: int) -> dict[int, int]:
   """Static number of positions kept after each encoder block that prunes a sequence of `length` positions.
 
@@ -91,10 +101,14 @@ def keep_top(tokens: Tokens, scores: Float[Array, "B L"], budget: int) -> Tokens
     budget: kept positions K, 1 <= K <= L.
   """
   masked = jnp.where(tokens.mask, jax.lax.stop_gradient(scores), -jnp.inf)
-  kept = jnp.sort(jax.lax.top_k(masked, budget)[1], axis=-1)
-  rows = jnp.arange(kept.shape[0])[:, None]
-  gather = lambda x: x.at[rows, kept].get(indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
-  return jax.tree.map(gather, tokens)
+  # A sort and a gather row by row split over devices by rows; top_k and gathers by (row, place) pairs do not.
+  best_first = jnp.argsort(masked, axis=-1, descending=True, stable=True)
+  kept = jnp.sort(best_first[:, :budget], axis=-1)
+
+  def gather(row, places):
+    return row.at[places].get(indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
+
+  return jax.tree.map(lambda x: jax.vmap(gather)(x, kept), tokens)
 
 
 def prune(

@@ -26,9 +26,13 @@ class Recommender(nnx.Module):
     pruning_config: what is dropped where; `criterion="none"` is the dense model.
     widths: codes a level, the level that tells collisions apart included.
     rngs: `nnx.Rngs` whose `params` stream initialises the weights.
+
+  Raises:
+    InputError: `pruning_config` names no criterion there is.
   """
 
   def __init__(self, config: ModelConfig, pruning_config: PruningConfig, widths: tuple[int, ...], *, rngs: nnx.Rngs):
+    pruning.check_criterion(pruning_config)
     self.config, self.pruning = config, pruning_config
     self.widths = (max(widths),) * len(widths) if config.uniform_width else tuple(widths)
     self.depth = len(widths)

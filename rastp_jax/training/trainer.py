@@ -161,11 +161,11 @@ def train(
   )
   plan = make_plan(config, source.steps_per_epoch, source.samples_per_step)
   optimizer = make_optimizer(config.train, plan.total_updates, plan.warmup_updates)
+  graph, params = abstract_model(config, semantic_ids.widths, mesh)
   fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
 
   with contextlib.closing(Checkpoints(workdir, config, fingerprints)) as checkpoints:
     # 2. The state. Its shape comes first, so that a resumed run never makes weights only to drop them.
-    graph, params = abstract_model(config, semantic_ids.widths, mesh)
     parts = _loss_parts(graph, params, source[0])
 
     def fresh() -> TrainState:
