@@ -4,11 +4,11 @@ Shapes: B rows, N history items of the batch's bucket, C codes an item.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from rastp_jax.config import DataConfig
 from rastp_jax.data.histories import Histories
@@ -81,14 +81,16 @@ class TrainingBatches:
     starts, ends, draws = self._draw(np.random.default_rng(0))
     counts = np.bincount(self._bucket_of(starts, ends), minlength=len(config.bucket_items))
     if config.mix_users:
-      self.buckets = _size_buckets(config.bucket_items, counts, batch_size, row_multiple)
+      # Random draws vary from epoch to epoch: room for three standard deviations, so that hardly a sample is left out.
+      room = counts + 3 * np.sqrt(counts) * (config.sampling == "subsequences")
+      self.buckets = _size_buckets(config.bucket_items, counts, room, batch_size, row_multiple)
     else:
       self._draws_a_batch = max(1, round(batch_size * draws / counts[0]))
       rows = _round_up(self._draws_a_batch * config.samples_per_draw, row_multiple)
       self.buckets = (Bucket(config.bucket_items[0], rows, max(1, draws // self._draws_a_batch)),)
     self.steps_per_epoch = sum(bucket.batches for bucket in self.buckets)
     self.samples_per_step = counts.sum() / self.steps_per_epoch
-    self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
+    self._plans: dict[int, list[tuple[Bucket, np.ndarray, np.ndarray]]] = {}
 
   def __len__(self) -> int:
     return _ENDLESS
@@ -105,6 +107,12 @@ class TrainingBatches:
     """All samples (start, end) of an epoch, in the order in which their batches come."""
     plan = self._plan(epoch)
     return tuple(np.concatenate([batch[which] for batch in plan]) for which in (1, 2))
+
+  def _plan(self, epoch: int) -> list[tuple[Bucket, np.ndarray, np.ndarray]]:
+    """The epoch's batches; the last two epochs asked for are kept, since workers may be at either side of the turn."""
+    if epoch not in self._plans:
+      self._plans = dict(list(self._plans.items())[-1:]) | {epoch: self._make_plan(epoch)}
+    return self._plans[epoch]
 
   def _make_plan(self, epoch: int) -> list[tuple[Bucket, np.ndarray, np.ndarray]]:
     rng = np.random.default_rng([self._seed, epoch])
@@ -227,20 +235,30 @@ def training_iterator(source: TrainingBatches, *, start: int = 0, workers: int =
   dataset = grain.MapDataset.source(source)[start:]
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
   if workers:
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, also in programs that have none
+      flags.FLAGS.mark_as_parsed()
     iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
   return iter(iterable)
 
 
-def _size_buckets(lengths, counts: np.ndarray, batch_size: int, row_multiple: int) -> tuple[Bucket, ...]:
-  """Rows inverse to length, so that tokens a batch are about constant and a batch has `batch_size` samples on
-  average.
+def _size_buckets(
+  lengths: Sequence[int], counts: np.ndarray, room: np.ndarray, batch_size: int, row_multiple: int
+) -> tuple[Bucket, ...]:
+  """Rows inverse to length, so that a batch has about the same tokens in every bucket and `batch_size` samples overall.
+
+  Args:
+    lengths: items of each bucket.
+    counts: samples of each in an epoch.
+    room: samples of each that an epoch's batches must have rows for.
+    batch_size: samples a batch, on average over all buckets.
+    row_multiple: see `TrainingBatches`.
   """
   mean_length = float(np.dot(lengths, counts) / counts.sum())
   buckets = []
-  for length, count in zip(lengths, counts, strict=True):
+  for length, count, capacity in zip(lengths, counts, room, strict=True):
     # A rare bucket gets one smaller batch rather than a filled-up large one; an empty one none at all.
     batches = max(1, round(count * length / (batch_size * mean_length))) if count else 0
-    rows = _round_up(-(-int(count) // max(batches, 1)), row_multiple)
+    rows = _round_up(int(np.ceil(capacity / max(batches, 1))), row_multiple)
     buckets.append(Bucket(length, rows, batches))
   return tuple(buckets)
 
