@@ -200,13 +200,14 @@ def test_synthetic_rewards_history_and_nothing_else(tmp_path):
   assert synthetic.popularity_recall(users) < 0.1
   assert synthetic.oracle_recall(source, users) > 0.8
 
-  # Knowing only the last item: the best 10 successors, counted on the very targets they are judged by.
+  # Knowing only the last item: the best 10 successors, counted on the very targets they are judged by (which flatters
+  # them: what can be learned is half of the oracle's).
   last, target = np.array([rows[-2] for rows in users]), np.array([rows[-1] for rows in users])
   cluster_of = synthetic.ITEMS_PER_GROUP * len(synthetic.GROUPS)
   pairs = np.zeros((len(synthetic.CLUSTERS), synthetic.NUM_ITEMS))
   np.add.at(pairs, (last // cluster_of, target), 1)
   best = np.sort(pairs, axis=1)[:, -10:].sum() / len(users)
-  assert best < 0.5
+  assert best < 0.6
 
   same = synthetic.SyntheticSource()
   assert list(same.users()) == list(source.users()) and same.fingerprint() == source.fingerprint()

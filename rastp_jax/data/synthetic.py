@@ -2,8 +2,8 @@
 
 12 clusters of 4 groups of 5 items. With probability `FOLLOW` a user's next item obeys two rules, else it is any item:
 
-- its *cluster* follows from the last item's cluster and from the group of the item `LAG` places back;
-- its *group* follows from the last item.
+- its *cluster* follows from the last item's cluster;
+- its *group* follows from the group of the item `LAG` places back.
 
 The rules leave 5 items, so the best possible recall@10 is about `FOLLOW`. Who sees only the last item must guess among
 4 clusters, 20 items, and gets half of that; popularity says nothing.
@@ -40,13 +40,10 @@ class SyntheticSource:
     self._seed = seed
     self._num_users = num_users
     rng = np.random.default_rng([seed, 0])
-    # Shifts of one shuffled circle differ for every group, so no two groups agree on the next cluster.
-    circle = rng.permutation(len(CLUSTERS))
-    after = np.stack([np.roll(circle, -1 - shift) for shift in range(len(GROUPS))])
-    self._next_cluster = np.empty_like(after)
-    self._next_cluster[:, circle] = after
-    # Balanced, so that groups stay about equally frequent.
-    self._next_group = rng.permutation(np.arange(NUM_ITEMS) % len(GROUPS))
+    # Circles through all clusters and through all groups, so that none is visited more than others.
+    circle, ring = rng.permutation(len(CLUSTERS)), rng.permutation(len(GROUPS))
+    self._next_cluster, self._next_group = np.empty_like(circle), np.empty_like(ring)
+    self._next_cluster[circle], self._next_group[ring] = np.roll(circle, -1), np.roll(ring, -1)
 
   def fingerprint(self) -> str:
     """sha256 over all generated values: it changes when the generator does."""
@@ -91,8 +88,8 @@ class SyntheticSource:
   def likely_next(self, history: Sequence[int]) -> np.ndarray:
     """The items the planted rules leave after a history (not empty; the oldest item stands in for a missing one)."""
     cluster, _, _ = _place(history[-1])
-    _, group_back, _ = _place(history[max(-LAG, -len(history))])
-    first = (self._next_cluster[group_back, cluster] * len(GROUPS) + self._next_group[history[-1]]) * ITEMS_PER_GROUP
+    _, group, _ = _place(history[max(-LAG, -len(history))])
+    first = (self._next_cluster[cluster] * len(GROUPS) + self._next_group[group]) * ITEMS_PER_GROUP
     return np.arange(first, first + ITEMS_PER_GROUP)
 
 
