@@ -30,7 +30,10 @@ _EXIT_CODE = 2
 def define_config_flag() -> flags.FlagHolder:
   """Defines --config=FILE and its --config.SECTION.FIELD=VALUE overrides; hand its value to `load_config`."""
   return config_flags.DEFINE_config_file(
-    "config", None, "Python file with get_config(); override fields with --config.SECTION.FIELD=VALUE."
+    "config",
+    None,
+    "Python file with get_config(), variants after a colon, like configs/beauty.py:cpu,dense; override fields with "
+    "--config.SECTION.FIELD=VALUE (rastp_jax/config.py lists them all).",
   )
 
 

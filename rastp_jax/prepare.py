@@ -22,6 +22,7 @@ from rastp_jax.semantic_ids import codes, embeddings, residual_kmeans
 from rastp_jax.semantic_ids.codes import SemanticIds
 
 _CONFIG = cli.define_config_flag()
+flags.adopt_module_key_flags(cli)  # so that --help shows it
 _RAW_DIR = flags.DEFINE_string(
   "raw_dir",
   None,

@@ -21,6 +21,7 @@ from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.training import trainer
 
 _CONFIG = cli.define_config_flag()
+flags.adopt_module_key_flags(cli)  # so that --help shows it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run: made if new, continued if it holds one.")
 
 
