@@ -16,18 +16,18 @@ for argument in "$@"; do
     *) training+=("$argument") ;;
   esac
 done
-config=configs/$dataset.py variant=cpu,
-[[ $dataset == synthetic ]] && config=configs/tiny.py variant=
-[[ -f $config ]] || { echo "error: there is no dataset '$dataset': choose synthetic, beauty, sports or toys." >&2; exit 2; }
+config=configs/$dataset.py:cpu dense=configs/$dataset.py:cpu,dense
+[[ $dataset == synthetic ]] && config=configs/tiny.py dense=configs/tiny.py:dense
+[[ -f ${config%:*} ]] || { echo "error: there is no dataset '$dataset': choose synthetic, beauty, sports or toys." >&2; exit 2; }
 workdir="${workdir:-runs/$dataset}"
 
 step() { printf '\n== %s\n' "$1"; shift; printf '   %s\n' "$*"; "$@"; }
 py=.venv/bin/python
 step "Preparing the data and its semantic IDs" \
-  $py -m rastp_jax.prepare --config="$config:$variant" ${raw_dir:+--raw_dir="$raw_dir"}
+  $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"}
 step "Training without pruning" \
-  $py -m rastp_jax.train --config="$config:${variant}dense" --workdir="$workdir/dense" "${training[@]}"
+  $py -m rastp_jax.train --config="$dense" --workdir="$workdir/dense" "${training[@]}"
 step "Training with RASTP" \
-  $py -m rastp_jax.train --config="$config:$variant" --workdir="$workdir/pruned" "${training[@]}"
+  $py -m rastp_jax.train --config="$config" --workdir="$workdir/pruned" "${training[@]}"
 step "Evaluating both" \
   $py -m rastp_jax.evaluate --workdir="$workdir/dense" --workdir="$workdir/pruned"

@@ -195,7 +195,7 @@ def restore_params(workdir: str | os.PathLike, target: Any, fingerprints: Mappin
   directory = pathlib.Path(workdir).absolute() / "checkpoints"
   if not directory.is_dir():
     raise InputError(f"{workdir} holds no checkpoint yet: train there first, or wait for its first one.")
-  manager = _open(directory.parent, read_only=True)
+  manager = _open(directory.parent)
   try:
     for step in sorted(manager.all_steps(), reverse=True):
       progress = _read_progress(manager, step)
