@@ -67,12 +67,12 @@ def all_log_probs(model, history):
 
   @jax.jit
   def row(one):
-    repeated = jax.tree.map(lambda x: jnp.repeat(x[None], len(sequences), axis=0), one)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, len(sequences), axis=0), one)
     logits = model.logits(model.decode(repeated, jnp.asarray(sequences)))
     every = np.arange(len(sequences))
     return sum(jax.nn.log_softmax(level)[every, sequences[:, h]] for h, level in enumerate(logits))
 
-  return sequences, np.stack([row(jax.tree.map(lambda x: x[i], encoded)) for i in range(len(history))])  # noqa: B023
+  return sequences, np.stack([row(jax.tree.map(lambda x: x[i : i + 1], encoded)) for i in range(len(history))])  # noqa: B023
 
 
 def test_beams_wide_enough_for_everything_are_exhaustive_search(model, history):

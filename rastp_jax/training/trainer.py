@@ -289,7 +289,7 @@ def _fresh_model(config: Config, widths: tuple[int, ...]) -> Recommender:
 def _loss_parts(graph: nnx.GraphDef, params: Any, batch: Mapping[str, np.ndarray]) -> list[str]:
   """Names of what the loss reports beside itself."""
 
-  def parts(params):
+  def parts(params, batch):
     return recommender.loss(nnx.merge(graph, params), batch["history"], batch["target"], batch["weight"])[1]
 
-  return sorted(jax.eval_shape(parts, params))
+  return sorted(jax.eval_shape(parts, params, batch))
