@@ -1,4 +1,11 @@
-"""The generated dataset and a model that learns it in a minute: for a first look, and for the tests."""
+"""The generated dataset and a model that learns it in half a minute: for a first look, and for the tests.
+
+    python -m rastp_jax.prepare  --config=configs/tiny.py                        5 s
+    python -m rastp_jax.train    --config=configs/tiny.py --workdir=runs/tiny    22 s of training on 2 cores
+    python -m rastp_jax.evaluate --workdir=runs/tiny
+
+Seen: test recall@10 0.333 pruned, 0.347 with `:dense`; popularity reaches about 0.06, the best possible predictor 0.87.
+"""
 
 from configs import base
 

@@ -15,14 +15,15 @@ def table(rows: list[list[str]]) -> str:
 
 
 def beauty_cpu() -> str:
-  """One row a run of the CPU-sized model."""
-  rows = [["", "recall@5", "recall@10", "NDCG@5", "NDCG@10", "samples/s", "training", "step memory"]]
-  for name in ("dense", "pruned"):
-    run = json.loads((DOCS / "results" / f"beauty_cpu_{name}.json").read_text())
+  """One row a run and beam width of the CPU-sized model."""
+  rows = [["", "beams", "recall@5", "recall@10", "NDCG@5", "NDCG@10", "samples/s", "training", "step memory"]]
+  for file in ("dense", "pruned", "dense_beam50", "pruned_beam50", "dense_beam100", "pruned_beam100"):
+    run = json.loads((DOCS / "results" / f"beauty_cpu_{file}.json").read_text())
     figures = [f"{run[key]:.4f}" for key in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")]
     rows.append(
       [
-        name,
+        file.partition("_")[0],
+        str(run["beam_width"]),
         *figures,
         f"{run['training_samples_per_second']:,.0f}",
         f"{run['training_seconds'] / 60:.0f} min",
