@@ -4,22 +4,24 @@
 #   ./launch/quickstart.sh --dataset=beauty --raw_dir=DIR        Amazon Beauty (or sports, toys) from the files in DIR
 # Further options: --workdir=DIR (default runs/DATASET); anything else goes to both training runs, like
 #   --config.train.length="2 epochs"
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+set -euo pipefail
 
 dataset=synthetic raw_dir="" workdir="" training=()
 for argument in "$@"; do
   case $argument in
     --dataset=*) dataset="${argument#*=}" ;;
-    --raw_dir=*) raw_dir="${argument#*=}" ;;
-    --workdir=*) workdir="${argument#*=}" ;;
+    --raw_dir=*) raw_dir="$(realpath -m "${argument#*=}")" ;;
+    --workdir=*) workdir="$(realpath -m "${argument#*=}")" ;;
     --help | -h) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     *) training+=("$argument") ;;
   esac
 done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 config=configs/$dataset.py:cpu dense=configs/$dataset.py:cpu,dense
 [[ $dataset == synthetic ]] && config=configs/tiny.py dense=configs/tiny.py:dense
 [[ -f ${config%:*} ]] || { echo "error: there is no dataset '$dataset': choose synthetic, beauty, sports or toys." >&2; exit 2; }
 workdir="${workdir:-runs/$dataset}"
+source launch/setup.sh
 
 step() { printf '\n== %s\n' "$1"; shift; printf '   %s\n' "$*"; "$@"; }
 py=.venv/bin/python
