@@ -5,7 +5,7 @@
     python -m rastp_jax.evaluate --workdir=runs/beauty
 
 Seen (seed 999, docs/results/beauty_cpu_*.json): test recall@10 0.0421 with 10 beams and 0.0452 with 100, pruned;
-0.0427 and 0.0477 without pruning, in 24 minutes. The paper-sized default and `:reference` have not been trained to the
+0.0427 and 0.0477 without pruning, in 25 minutes. The paper-sized default and `:reference` have not been trained to the
 end yet; the paper reports recall@10 0.0656 pruned and 0.0645 dense.
 """
 

@@ -79,7 +79,7 @@ def _keep_freed_memory() -> None:
   """Tells glibc not to give large freed blocks back to the system.
 
   On a CPU, XLA frees its temporary arrays after each step; fetching them again as fresh pages costs more than the
-  arithmetic on them (an elementwise operation on 39 MB took 59 ms so, and 2.4 ms on kept pages).
+  arithmetic on them.
   """
   with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
     libc = ctypes.CDLL("libc.so.6")
@@ -91,8 +91,8 @@ def _keep_freed_memory() -> None:
 def _one_device_a_core() -> None:
   """On a CPU, makes each core a JAX device of its own (8 at most); without effect on accelerators.
 
-  Sharing a batch between single-threaded devices keeps cores busier than threads inside each operation: on 2 cores the
-  small model trains about 1.7 times faster so. XLA_FLAGS=--xla_force_host_platform_device_count=N goes before.
+  Sharing a batch between single-threaded devices keeps cores busier than threads inside each operation: the
+  CPU-sized model trains faster so. XLA_FLAGS=--xla_force_host_platform_device_count=N goes before.
   """
   if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     devices = min(8, os.cpu_count() or 1)

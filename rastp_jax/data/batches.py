@@ -78,13 +78,14 @@ class TrainingBatches:
         f"No user of {config.dataset} has the 4 items that training needs (two are held out): give longer histories."
       )
     # Bucket sizes must not depend on the seed (they are compiled), so they come from a draw of their own.
-    starts, ends, draws = self._draw(np.random.default_rng(0))
+    starts, ends, draw_of = self._draw(np.random.default_rng(0))
     counts = np.bincount(self._bucket_of(starts, ends), minlength=len(config.bucket_items))
     if config.mix_users:
       # Random draws vary from epoch to epoch: room for three standard deviations, so that hardly a sample is left out.
       room = counts + 3 * np.sqrt(counts) * (config.sampling == "subsequences")
       self.buckets = _size_buckets(config.bucket_items, counts, room, batch_size, row_multiple)
     else:
+      draws = int(draw_of[-1]) + 1
       self._draws_a_batch = max(1, round(batch_size * draws / counts[0]))
       rows = _round_up(self._draws_a_batch * config.samples_per_draw, row_multiple)
       self.buckets = (Bucket(config.bucket_items[0], rows, max(1, draws // self._draws_a_batch)),)
@@ -116,12 +117,12 @@ class TrainingBatches:
 
   def _make_plan(self, epoch: int) -> list[tuple[Bucket, np.ndarray, np.ndarray]]:
     rng = np.random.default_rng([self._seed, epoch])
-    starts, ends, draws = self._draw(rng)
+    starts, ends, draw_of = self._draw(rng)
     plan = []
     if not self._config.mix_users:
       (bucket,) = self.buckets
       for draw in range(0, bucket.batches * self._draws_a_batch, self._draws_a_batch):
-        mine = np.flatnonzero((self._draw_of >= draw) & (self._draw_of < draw + self._draws_a_batch))
+        mine = np.flatnonzero((draw_of >= draw) & (draw_of < draw + self._draws_a_batch))
         plan.append((bucket, starts[mine], ends[mine]))
       return plan
     bucket_of = self._bucket_of(starts, ends)
@@ -136,18 +137,17 @@ class TrainingBatches:
     return np.searchsorted(self._config.bucket_items, ends - 1 - starts)
 
   def _draw(self, rng: np.random.Generator):
-    """An epoch's samples: starts, ends, and how many groups of users they were drawn from."""
+    """An epoch's samples: starts, ends, and (for sub-sequences) the number of the draw each came from, rising."""
     sizes = self._stop - self._first
     if self._config.sampling == "prefixes":
       repeats = sizes - 1
       starts = np.repeat(self._first, repeats)
       ends = starts + 2 + np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-      return _most_recent(starts, ends, self._config.max_items), ends, 0
+      return _most_recent(starts, ends, self._config.max_items), ends, None
     order = rng.permutation(len(sizes))
     pairs = (sizes * (sizes - 1) // 2)[order]
     starts, ends, draw_of = [], [], []
-    groups = range(0, len(order), self._config.users_per_draw)
-    for draw, at in enumerate(groups):
+    for draw, at in enumerate(range(0, len(order), self._config.users_per_draw)):
       group = order[at : at + self._config.users_per_draw]
       bounds = np.cumsum(pairs[at : at + self._config.users_per_draw])
       drawn = np.unique(rng.integers(0, bounds[-1], min(self._config.samples_per_draw, bounds[-1])))
@@ -158,9 +158,8 @@ class TrainingBatches:
       starts.append(self._first[group][user] + pair - j * (j - 1) // 2)
       ends.append(self._first[group][user] + j + 1)
       draw_of.append(np.full(len(drawn), draw))
-    self._draw_of = np.concatenate(draw_of)
     ends = np.concatenate(ends)
-    return _most_recent(np.concatenate(starts), ends, self._config.max_items), ends, len(groups)
+    return _most_recent(np.concatenate(starts), ends, self._config.max_items), ends, np.concatenate(draw_of)
 
 
 def evaluation_batches(

@@ -2,7 +2,6 @@
 
 import collections
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -50,24 +49,21 @@ class Evaluator:
       return by_rows(params, transitions, history)
 
     self._decode = jax.jit(decode, static_argnums=0)
+    self._compiled = set()  # batch shapes whose compilation is behind us, so that timing need not warm up
 
-  def evaluate(
-    self, model: Recommender, split: str, *, users: int = 0, report: Callable[[int, int], None] | None = None
-  ) -> dict[str, float]:
+  def evaluate(self, model: Recommender, split: str, *, users: int = 0) -> dict[str, float]:
     """Recall and NDCG over users' held-out items.
 
     Args:
       model: the recommender, its parameters replicated over the mesh.
       split: "validation" or "test".
       users: so many of them, always the same ones; 0 for all.
-      report: called with (users done, users in all) after each batch.
 
     Returns:
       recall@k and ndcg@k, means over users; users, beam_width, invalid_beams (no item), repeated_beams, and
       users_per_second (this host's clock, without compilation).
     """
     graph, params = nnx.split(model)
-    total = min(users, self._histories.num_users) if users else self._histories.num_users
     batches = evaluation_batches(
       self._histories,
       self._semantic_ids,
@@ -79,20 +75,18 @@ class Evaluator:
     )
     sums = collections.Counter()
     pending = None  # one batch is being decoded while the one before it is counted
-    compiled, seconds = set(), 0.0
+    seconds = 0.0
     for batch in batches:
       shape = batch["history"].shape
       history = sharding.place_batch({"history": batch["history"]}, self._mesh)["history"]
-      if shape not in compiled:
-        compiled.add(shape)
+      if shape not in self._compiled:
+        self._compiled.add(shape)
         jax.block_until_ready(self._decode(graph, params, self._transitions, history))
       start = time.perf_counter()
       decoded = self._decode(graph, params, self._transitions, history)
       if pending:
         sums.update(self._count(*pending))
       pending = (decoded, batch)
-      if report:
-        report(int(sums["users"]), total)
       seconds += time.perf_counter() - start
     start = time.perf_counter()
     sums.update(self._count(*pending))
