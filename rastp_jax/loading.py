@@ -16,7 +16,7 @@ from rastp_jax.config import Config
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
-from rastp_jax.model.recommender import Recommender
+from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids import codes
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training import checkpoint, trainer
@@ -43,7 +43,7 @@ class SavedModel:
   histories: Histories
   semantic_ids: SemanticIds
   mesh: Mesh
-  model: Recommender
+  model: EncoderDecoder
   step: int
 
 

@@ -13,7 +13,7 @@ from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, Prunin
 from rastp_jax.evaluation import metrics
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.model.beam_search import beam_search
-from rastp_jax.model.recommender import Recommender
+from rastp_jax.model.encoder_decoder import EncoderDecoder
 from tests.test_batches import LENGTHS, make_data
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -44,7 +44,7 @@ def setting():
     eval=EvalConfig(batch_size=10, beam_width=10),
   )
   model_config = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=2, decoder_blocks=1)
-  model = Recommender(model_config, PruningConfig(after_block=(0,)), codes.widths, rngs=nnx.Rngs(0))
+  model = EncoderDecoder(model_config, PruningConfig(after_block=(0,)), codes.widths, rngs=nnx.Rngs(0))
   return config, histories, codes, model
 
 

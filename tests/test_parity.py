@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from rastp_jax.config import ModelConfig, PruningConfig
-from rastp_jax.model import recommender
+from rastp_jax.model import encoder_decoder
 from rastp_jax.model.beam_search import beam_search
 from rastp_jax.model.layers import relative_bucket
 from rastp_jax.model.pruning import CRITERIA, Tokens
@@ -46,7 +46,7 @@ class Case:
       score_padded_queries=True,
     )
     widths = (sizes["num_embeddings_per_hierarchy"],) * sizes["num_hierarchies"]
-    self.model = recommender.Recommender(model_config, pruning_config, widths, rngs=nnx.Rngs(0))
+    self.model = encoder_decoder.EncoderDecoder(model_config, pruning_config, widths, rngs=nnx.Rngs(0))
     load_published(self.model, {k[6:]: v for k, v in self.arrays.items() if k.startswith("param/")})
     self.history = jnp.asarray(self.arrays["input_ids"]).reshape(len(self.arrays["labels"]), -1, len(widths))
     self.labels = jnp.asarray(self.arrays["labels"])
@@ -113,7 +113,7 @@ def test_loss_and_gradients(case, figures):
 
   def loss(params):
     weight = jnp.ones(len(case.labels))
-    return recommender.loss(nnx.merge(graphdef, params), case.history, case.labels, weight)
+    return encoder_decoder.loss(nnx.merge(graphdef, params), case.history, case.labels, weight)
 
   (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
   close("loss", value, case["loss"], 1e-5, figures)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from rastp_jax.config import ModelConfig, PruningConfig
 from rastp_jax.errors import InputError
-from rastp_jax.model import pruning, recommender
+from rastp_jax.model import pruning
 from rastp_jax.model.pruning import Tokens
 
 MODEL = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=3, decoder_blocks=1)
@@ -114,7 +114,7 @@ def test_budgets(config, length, expected):
 
 
 def build(pruning_config, model_config=MODEL):
-  return recommender.Recommender(model_config, pruning_config, WIDTHS, rngs=nnx.Rngs(0))
+  return encoder_decoder.EncoderDecoder(model_config, pruning_config, WIDTHS, rngs=nnx.Rngs(0))
 
 
 def history(rng, batch=3, items=6):

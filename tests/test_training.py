@@ -20,7 +20,7 @@ from rastp_jax import config as config_lib
 from rastp_jax import sharding
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
-from rastp_jax.model.recommender import Recommender
+from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training import checkpoint, optimizer, trainer
 from rastp_jax.training.plan import Standing, make_plan
@@ -178,7 +178,7 @@ def test_clipping_bounds_the_gradient():
 
 def test_decay_spares_all_but_matrices():
   config = make_config()
-  model = Recommender(config.model, config.pruning, (8, 8, 8, 2), rngs=nnx.Rngs(0))
+  model = EncoderDecoder(config.model, config.pruning, (8, 8, 8, 2), rngs=nnx.Rngs(0))
   mask = optimizer.decay_mask(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
   named = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(mask)}
   assert named.pop("['heads'][0]['kernel']")
@@ -400,7 +400,7 @@ def test_two_accumulated_batches_equal_one_of_twice_the_rows():
   rows = {"history": codes[:, :6], "target": codes[:, 6], "weight": np.ones(16, np.float32)}
   halves = [{name: value[part] for name, value in rows.items()} for part in (slice(0, 8), slice(8, 16))]
   config = make_config(model__dropout=0.0, model__mlp_dropout=0.0)
-  model = Recommender(config.model, config.pruning, semantic_ids.widths, rngs=nnx.Rngs(0))
+  model = EncoderDecoder(config.model, config.pruning, semantic_ids.widths, rngs=nnx.Rngs(0))
   graph, params = nnx.split(model, nnx.Param)
   params = jax.tree.map(np.array, nnx.to_pure_dict(params))
   moments, moved = {}, {}

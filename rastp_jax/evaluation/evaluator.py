@@ -15,7 +15,7 @@ from rastp_jax.data.batches import evaluation_batches
 from rastp_jax.data.histories import Histories
 from rastp_jax.evaluation import metrics
 from rastp_jax.model.beam_search import beam_search
-from rastp_jax.model.recommender import Recommender
+from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.trie import build_transitions
 
@@ -51,7 +51,7 @@ class Evaluator:
     self._decode = jax.jit(decode, static_argnums=0)
     self._compiled = set()  # batch shapes whose compilation is behind us, so that timing need not warm up
 
-  def evaluate(self, model: Recommender, split: str, *, users: int = 0) -> dict[str, float]:
+  def evaluate(self, model: EncoderDecoder, split: str, *, users: int = 0) -> dict[str, float]:
     """Recall and NDCG over users' held-out items.
 
     Args:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.model.pruning import Tokens
-from rastp_jax.model.recommender import Recommender
 from rastp_jax.semantic_ids.trie import Transitions
 
 
@@ -33,7 +33,7 @@ class Beams:
 
 
 def beam_search(
-  model: Recommender, encoded: Tokens, transitions: Transitions | None, width: int, *, renormalize: bool
+  model: EncoderDecoder, encoded: Tokens, transitions: Transitions | None, width: int, *, renormalize: bool
 ) -> Beams:
   """Finds the `width` most probable code sequences.
 

@@ -7,10 +7,10 @@ import numpy as np
 from flax import nnx
 
 from rastp_jax.errors import InputError
-from rastp_jax.model.recommender import Recommender
+from rastp_jax.model.encoder_decoder import EncoderDecoder
 
 
-def published_names(model: Recommender) -> dict[tuple, tuple[str, bool]]:
+def published_names(model: EncoderDecoder) -> dict[tuple, tuple[str, bool]]:
   """Maps each of our parameter paths to (published name, whether a transpose lies between them).
 
   PyTorch keeps a Linear's weight as (out, in), we as (in, out).
@@ -54,7 +54,7 @@ def published_names(model: Recommender) -> dict[tuple, tuple[str, bool]]:
   return names
 
 
-def load_published(model: Recommender, weights: Mapping[str, np.ndarray]) -> None:
+def load_published(model: EncoderDecoder, weights: Mapping[str, np.ndarray]) -> None:
   """Overwrites the model's parameters with published ones.
 
   Args:

@@ -23,8 +23,8 @@ from rastp_jax.config import Config
 from rastp_jax.data.batches import TrainingBatches, training_iterator
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
-from rastp_jax.model import recommender
-from rastp_jax.model.recommender import Recommender
+from rastp_jax.model import encoder_decoder
+from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training.checkpoint import Checkpoints
 from rastp_jax.training.optimizer import make_optimizer, make_schedule
@@ -91,7 +91,7 @@ def make_train_step(
     def loss_of(params):
       model = nnx.merge(graph, params)
       key = jax.random.fold_in(state.key, state.step)
-      return recommender.loss(model, batch["history"], batch["target"], batch["weight"], key=key)
+      return encoder_decoder.loss(model, batch["history"], batch["target"], batch["weight"], key=key)
 
     (loss, parts), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -131,7 +131,7 @@ def train(
   histories: Histories,
   semantic_ids: SemanticIds,
   workdir: str | os.PathLike,
-  evaluate: Callable[[Recommender], Mapping[str, float]] | None = None,
+  evaluate: Callable[[EncoderDecoder], Mapping[str, float]] | None = None,
 ) -> TrainResult:
   """Trains, or goes on where the workdir's last checkpoint stands, exactly as if there had been no interruption.
 
@@ -282,14 +282,14 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
-def _fresh_model(config: Config, widths: tuple[int, ...]) -> Recommender:
-  return Recommender(config.model, config.pruning, widths, rngs=nnx.Rngs(config.train.seed))
+def _fresh_model(config: Config, widths: tuple[int, ...]) -> EncoderDecoder:
+  return EncoderDecoder(config.model, config.pruning, widths, rngs=nnx.Rngs(config.train.seed))
 
 
 def _loss_parts(graph: nnx.GraphDef, params: Any, batch: Mapping[str, np.ndarray]) -> list[str]:
   """Names of what the loss reports beside itself."""
 
   def parts(params, batch):
-    return recommender.loss(nnx.merge(graph, params), batch["history"], batch["target"], batch["weight"])[1]
+    return encoder_decoder.loss(nnx.merge(graph, params), batch["history"], batch["target"], batch["weight"])[1]
 
   return sorted(jax.eval_shape(parts, params, batch))

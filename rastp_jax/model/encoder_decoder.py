@@ -16,7 +16,7 @@ from rastp_jax.model.layers import DecoderBlock, Dropout, EncoderBlock, Relative
 from rastp_jax.model.pruning import Tokens
 
 
-class Recommender(nnx.Module):
+class EncoderDecoder(nnx.Module):
   """T5-style encoder-decoder over semantic IDs, with RASTP pruning between encoder blocks.
 
   Pruning owns no parameters: weights trained with one `PruningConfig` run with any other.
@@ -145,7 +145,7 @@ class Recommender(nnx.Module):
 
 
 def loss(
-  model: Recommender,
+  model: EncoderDecoder,
   history: Int[Array, "B N C"],
   target: Int[Array, "B C"],
   weight: Float[Array, "B"],
