@@ -26,6 +26,12 @@ from rastp_jax.errors import InputError  # noqa: E402
 
 _EXIT_CODE = 2
 
+_COMPILATION_CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  None,
+  "Directory that keeps compiled programs, so that the next run of the same program starts at once.",
+)
+
 
 def define_config_flag() -> flags.FlagHolder:
   """Defines --config=FILE and its --config.SECTION.FIELD=VALUE overrides; hand its value to `load_config`."""
@@ -63,6 +69,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
     try:
       if len(argv) > 1:
         raise InputError(f"{argv[1]!r} is no flag: flags are written --name=value.")
+      if _COMPILATION_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.value)
       return main()
     except InputError as error:
       _fail(str(error))

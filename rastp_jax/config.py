@@ -125,6 +125,7 @@ class TrainConfig:
   length: str = "60 epochs"
   batch_size: int = 1024  # samples a step on average, over all devices (buckets get batches of about equal tokens)
   accumulate: int = 1  # batches averaged into one optimizer update
+  steps_per_dispatch: int = 1  # steps the devices do before the host is asked again; intervals become multiples of it
   optimizer: str = "adamw"  # "adamw", "adam", or "adam_l2": torch Adam's L2 in the gradient, as published
   learning_rate: float = 1e-3
   weight_decay: float = 0.05
@@ -270,7 +271,7 @@ def _check(config: Config):
   _check_pruning(p, m, d.bucket_items[-1] * (s.levels + 1 + m.separator))
   _one_of(t.optimizer, ("adamw", "adam", "adam_l2"), "train.optimizer")
   _one_of(t.schedule, ("cosine", "constant"), "train.schedule")
-  for name in ("batch_size", "accumulate", "keep_checkpoints"):
+  for name in ("batch_size", "accumulate", "steps_per_dispatch", "keep_checkpoints"):
     _at_least(getattr(t, name), 1, f"train.{name}")
   for name in ("learning_rate", "weight_decay", "clip_norm", "eval_users", "patience"):
     _at_least(getattr(t, name), 0, f"train.{name}")

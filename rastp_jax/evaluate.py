@@ -25,6 +25,7 @@ from rastp_jax.errors import InputError
 from rastp_jax.evaluation import report
 from rastp_jax.evaluation.evaluator import Evaluator
 
+flags.adopt_module_key_flags(cli)  # so that --help shows them
 _WORKDIR = flags.DEFINE_multi_string("workdir", [], "Directory of a training run; may be given several times.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Which of each user's held-out items to predict.")
 _OVERRIDE = flags.DEFINE_multi_string(

@@ -26,17 +26,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, *, row_axis: int = 0) -> dict[str, jax.Array]:
   """Splits a batch's rows over the "data" axis.
 
   Args:
     batch: this host's rows of the batch, arrays (rows of this host, ...).
     mesh: from `make_mesh`.
+    row_axis: which axis the rows are; 1 in stacked batches.
 
   Returns:
     The same names with global arrays (rows of all hosts, ...).
   """
-  rows = NamedSharding(mesh, PartitionSpec("data"))
+  rows = NamedSharding(mesh, PartitionSpec(*[None] * row_axis, "data"))
   return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
 
 

@@ -40,10 +40,10 @@ def samples(source, steps):
   return rows
 
 
-@pytest.mark.parametrize("config", [BUCKETS, FLAT], ids=["buckets", "flat"])
-def test_prefixes_come_once_an_epoch_each(config):
+@pytest.mark.parametrize(("config", "run_length"), [(BUCKETS, 1), (FLAT, 1), (BUCKETS, 4)])
+def test_prefixes_come_once_an_epoch_each(config, run_length):
   histories, codes = make_data(LENGTHS)
-  source = TrainingBatches(histories, codes, config, batch_size=64, seed=7)
+  source = TrainingBatches(histories, codes, config, batch_size=64, seed=7, run_length=run_length)
   expected = []
   for user in range(histories.num_users):
     items = histories.items[histories.offsets[user] : histories.offsets[user + 1] - 2]
@@ -54,6 +54,9 @@ def test_prefixes_come_once_an_epoch_each(config):
     steps = range(epoch * source.steps_per_epoch, (epoch + 1) * source.steps_per_epoch)
     assert sorted(samples(source, steps)) == sorted(expected)
   assert abs(source.samples_per_step - 64) < 16
+  assert source.steps_per_epoch % run_length == 0
+  for start in range(0, source.steps_per_epoch, run_length):
+    assert len({source[start + step]["history"].shape for step in range(run_length)}) == 1
   assert samples(source, range(2)) != samples(source, range(source.steps_per_epoch, source.steps_per_epoch + 2))
 
 
@@ -171,17 +174,19 @@ def test_evaluation_covers_every_user_once():
   np.testing.assert_array_equal(np.sort(np.concatenate(some[0])), np.sort(np.concatenate(some[1])))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_iterator_starts_anywhere_and_its_state_is_a_position(workers):
+@pytest.mark.parametrize("workers, run_length", [(0, 1), (0, 3), (1, 3)])
+def test_the_iterator_starts_anywhere_and_its_state_is_a_position(workers, run_length):
   histories, codes = make_data(LENGTHS)
-  source = TrainingBatches(histories, codes, BUCKETS, batch_size=64, seed=7)
-  iterator = training_iterator(source, start=11, workers=workers)
-  for step in (11, 12, 13):
-    np.testing.assert_array_equal(next(iterator)["history"], source[step]["history"])
+  source = TrainingBatches(histories, codes, BUCKETS, batch_size=32, seed=7, run_length=run_length)
+  make = lambda: training_iterator(source, start=6 * run_length, run_length=run_length, workers=workers)
+  run = lambda number: np.stack([source[number * run_length + step]["history"] for step in range(run_length)])
+  iterator = make()
+  for number in (6, 7, 8):
+    np.testing.assert_array_equal(next(iterator)["history"], run(number))
   state = json.loads(json.dumps(iterator.get_state()))
-  other = training_iterator(source, start=11, workers=workers)
+  other = make()
   other.set_state(state)
-  np.testing.assert_array_equal(next(other)["history"], source[14]["history"])
+  np.testing.assert_array_equal(next(other)["history"], run(9))
 
 
 def test_users_too_short_to_train_on_are_refused():

@@ -1,5 +1,6 @@
 """The training loop: optimizers against their formulas, exact resume, one compile a shape, refusals, stopping."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.training import checkpoint, optimizer, trainer
+from rastp_jax.training import checkpoint, optimizer, progress, trainer
 from rastp_jax.training.plan import Standing, make_plan
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "small_trained.npz"
@@ -205,29 +207,41 @@ def test_adam_refuses_a_decay_it_has_not():
 
 
 @pytest.mark.parametrize(
-  "length, accumulate, steps", [("7 steps", 1, 7), ("7 steps", 2, 8), ("2 epochs", 1, 20), ("160 samples", 1, 5)]
+  "length, accumulate, dispatch, steps",
+  [("7 steps", 1, 1, 7), ("7 steps", 2, 1, 8), ("7 steps", 2, 3, 12), ("2 epochs", 1, 1, 20), ("160 samples", 1, 1, 5)],
 )
-def test_lengths(length, accumulate, steps):
-  plan = make_plan(make_config(train__length=length, train__accumulate=accumulate), 10, 32.0)
+def test_lengths(length, accumulate, dispatch, steps):
+  changes = {"train__length": length, "train__accumulate": accumulate, "train__steps_per_dispatch": dispatch}
+  plan = make_plan(make_config(**changes), 10, 32.0)
+  assert all(every % dispatch == 0 for every in (plan.log_every, plan.eval_every, plan.checkpoint_every))
   assert (plan.total_steps, plan.total_updates, plan.total_seconds) == (steps, steps // accumulate, None)
   assert not plan.reason_to_stop(steps - 1, 1e9, Standing()) and plan.reason_to_stop(steps, 0.0, Standing())
 
 
-def test_minutes_count_training_only_and_survive_restarts(tmp_path):
-  def slow(model):
-    time.sleep(0.3)
+def test_minutes_count_training_only_and_survive_restarts(tmp_path, monkeypatch):
+  """On a clock by which a batch takes 0.05 s and an evaluation 100 s, of which only the former is training."""
+  now = [0.0]
+  monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+  real = trainer.training_iterator
+
+  def slow_batches(*args, **kwargs):
+    for batch in real(*args, **kwargs):
+      now[0] += 0.05
+      yield batch
+
+  def slow_evaluation(model):
+    now[0] += 100.0
     return {"recall@5": 0.1}
 
-  changes = {"train__length": "0.02 minutes", "train__eval_every": "40 steps", "train__patience": 0}
-  changes |= {"train__checkpoint_every": "100 steps"}
-  began = time.monotonic()
-  result = run(tmp_path, slow, **changes)
-  passed = time.monotonic() - began
-  assert 1.2 <= result.seconds < 2.0
-  evaluations = sum("validation/recall@5" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
-  assert evaluations >= 2 and passed >= result.seconds + 0.3 * evaluations
-  again = run(tmp_path, slow, **changes)
-  assert again.step == result.step and 1.2 <= again.seconds <= result.seconds
+  monkeypatch.setattr(trainer, "training_iterator", slow_batches)
+  changes = {"train__length": "0.021 minutes", "train__eval_every": "10 steps", "train__patience": 0}
+  result = run(tmp_path, slow_evaluation, **changes)
+  assert (result.step, result.reason) == (26, "the 0.021 minutes of training are over")
+  np.testing.assert_allclose(result.seconds, 26 * 0.05)
+  assert now[0] > 300
+  again = run(tmp_path, slow_evaluation, **changes | {"train__length": "0.024 minutes"})
+  assert again.step == 29
+  np.testing.assert_allclose(again.seconds, 29 * 0.05)
 
 
 # Resume
@@ -241,9 +255,10 @@ def interrupt_after(monkeypatch, steps):
   """The next `train` dies when it asks for batch `steps`."""
   real = trainer.training_iterator
 
-  def dying(source, *, start, workers):
-    for index, batch in enumerate(real(source, start=start, workers=workers), start):
-      if index == steps:
+  def dying(source, *, start, run_length, workers):
+    runs = real(source, start=start, run_length=run_length, workers=workers)
+    for index, batch in zip(itertools.count(start, run_length), runs, strict=False):
+      if index >= steps:
         raise Interrupted
       yield batch
 
@@ -282,6 +297,23 @@ def test_resume_is_exact_and_compiles_once_a_bucket(tmp_path, monkeypatch):
   ours, theirs = (json.loads((workdir / "summary.json").read_text()) for workdir in (broken, whole))
   assert (ours["steps"], ours["samples"]) == (theirs["steps"], theirs["samples"])
   assert ours["step_bytes"] > 4 * ours["parameters"] * 4  # parameters, two moments, gradient
+
+
+def test_many_steps_a_dispatch_are_the_same_steps(tmp_path, monkeypatch):
+  """Stacked batches give bit for bit what one after the other gives, and resume as exactly."""
+  buckets, stacked, single = {"data__bucket_items": (3, 6)}, tmp_path / "stacked", tmp_path / "single"
+  more = {"train__steps_per_dispatch": 3, "train__checkpoint_every": "4 steps"}  # 6, in whole dispatches
+  restore = interrupt_after(monkeypatch, 8)
+  with pytest.raises(Interrupted):
+    run(stacked, **buckets, **more)
+  restore()
+  assert newest(stacked) == 6
+  assert run(stacked, **buckets, **more).step == 12
+  batches = trainer.TrainingBatches
+  monkeypatch.setattr(trainer, "TrainingBatches", lambda *args, **kw: batches(*args, **kw | {"run_length": 3}))
+  run(single, **buckets)  # the same order of batches, one a dispatch
+  assert logged(stacked) == logged(single)
+  assert_equal(saved_params(stacked).params, saved_params(single).params)
 
 
 def test_finished_run_stays_as_it_is(reference, capsys):
@@ -411,7 +443,8 @@ def test_two_accumulated_batches_equal_one_of_twice_the_rows():
     train_step = trainer.make_train_step(graph, rule, one_device())
     moved[accumulate] = []
     for batch in batches:
-      state = train_step(state, sharding.place_batch(batch, one_device()))
+      stacked = {name: value[None] for name, value in batch.items()}
+      state = train_step(state, sharding.place_batch(stacked, one_device(), row_axis=1))
       moved[accumulate].append(not np.array_equal(params["code_embedding"], state.params["code_embedding"]))
     # Adam's first moment shows the gradient itself; parameters would magnify rounding where it is near 0.
     moments[accumulate] = optax.tree.get(state.opt_state, "mu")

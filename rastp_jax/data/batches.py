@@ -51,6 +51,8 @@ class TrainingBatches:
     batch_size: samples a batch on average, over all hosts.
     seed: of the sampling and shuffling.
     row_multiple: every bucket's rows are a multiple of this (devices the rows are split over).
+    run_length: batches come in runs of so many of one bucket, at indices divisible by it, so that each run can be
+      stacked. An epoch is a whole number of runs.
     shard: (this host, hosts): rows are cut into equal contiguous slices, one a host.
 
   Raises:
@@ -66,10 +68,11 @@ class TrainingBatches:
     batch_size: int,
     seed: int,
     row_multiple: int = 1,
+    run_length: int = 1,
     shard: tuple[int, int] = (0, 1),
   ):
     self._histories, self._codes, self._config = histories, semantic_ids.codes, config
-    self._seed, self._shard = seed, shard
+    self._seed, self._run_length, self._shard = seed, run_length, shard
     first, stop = histories.training_spans()
     usable = stop - first >= 2
     self._first, self._stop = first[usable], stop[usable]
@@ -83,12 +86,13 @@ class TrainingBatches:
     if config.mix_users:
       # Random draws vary from epoch to epoch: room for three standard deviations, so that hardly a sample is left out.
       room = counts + 3 * np.sqrt(counts) * (config.sampling == "subsequences")
-      self.buckets = _size_buckets(config.bucket_items, counts, room, batch_size, row_multiple)
+      self.buckets = _size_buckets(config.bucket_items, counts, room, batch_size, row_multiple, run_length)
     else:
       draws = int(draw_of[-1]) + 1
       self._draws_a_batch = max(1, round(batch_size * draws / counts[0]))
       rows = _round_up(self._draws_a_batch * config.samples_per_draw, row_multiple)
-      self.buckets = (Bucket(config.bucket_items[0], rows, max(1, draws // self._draws_a_batch)),)
+      batches = max(1, draws // (self._draws_a_batch * run_length)) * run_length
+      self.buckets = (Bucket(config.bucket_items[0], rows, batches),)
     self.steps_per_epoch = sum(bucket.batches for bucket in self.buckets)
     self.samples_per_step = counts.sum() / self.steps_per_epoch
     self._plans: dict[int, list[tuple[Bucket, np.ndarray, np.ndarray]]] = {}
@@ -131,7 +135,8 @@ class TrainingBatches:
       for batch in range(bucket.batches):
         rows = mine[batch * bucket.rows : (batch + 1) * bucket.rows]
         plan.append((bucket, starts[rows], ends[rows]))
-    return [plan[i] for i in rng.permutation(len(plan))]
+    runs = rng.permutation(len(plan) // self._run_length)
+    return [plan[run * self._run_length + step] for run in runs for step in range(self._run_length)]
 
   def _bucket_of(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return np.searchsorted(self._config.bucket_items, ends - 1 - starts)
@@ -223,15 +228,18 @@ def gather(
   return batch
 
 
-def training_iterator(source: TrainingBatches, *, start: int = 0, workers: int = 0) -> grain.DatasetIterator:
-  """Batches start, start + 1, … made ahead of the consumer; the iterator's state is the next index.
+def training_iterator(
+  source: TrainingBatches, *, start: int = 0, run_length: int = 1, workers: int = 0
+) -> grain.DatasetIterator:
+  """Runs of batches from `start` on, made ahead of the consumer; the iterator's state is the number of runs given.
 
   Args:
     source: the batches.
-    start: first batch.
+    start: first batch, a multiple of run_length.
+    run_length: batches stacked into arrays (run_length, rows, ...); the source was made with the same.
     workers: processes that make batches; 0 for a thread of this process.
   """
-  dataset = grain.MapDataset.source(source)[start:]
+  dataset = grain.MapDataset.source(source)[start:].batch(run_length)
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
   if workers:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, also in programs that have none
@@ -241,7 +249,7 @@ def training_iterator(source: TrainingBatches, *, start: int = 0, workers: int =
 
 
 def _size_buckets(
-  lengths: Sequence[int], counts: np.ndarray, room: np.ndarray, batch_size: int, row_multiple: int
+  lengths: Sequence[int], counts: np.ndarray, room: np.ndarray, batch_size: int, row_multiple: int, run_length: int
 ) -> tuple[Bucket, ...]:
   """Rows inverse to length, so that a batch has about the same tokens in every bucket and `batch_size` samples overall.
 
@@ -250,13 +258,14 @@ def _size_buckets(
     counts: samples of each in an epoch.
     room: samples of each that an epoch's batches must have rows for.
     batch_size: samples a batch, on average over all buckets.
-    row_multiple: see `TrainingBatches`.
+    row_multiple, run_length: see `TrainingBatches`.
   """
   mean_length = float(np.dot(lengths, counts) / counts.sum())
   buckets = []
   for length, count, capacity in zip(lengths, counts, room, strict=True):
     # A rare bucket gets one smaller batch rather than a filled-up large one; an empty one none at all.
-    batches = max(1, round(count * length / (batch_size * mean_length))) if count else 0
+    runs = max(1, round(count * length / (batch_size * mean_length * run_length))) if count else 0
+    batches = runs * run_length
     rows = _round_up(int(np.ceil(capacity / max(batches, 1))), row_multiple)
     buckets.append(Bucket(length, rows, batches))
   return tuple(buckets)

@@ -1,6 +1,7 @@
 """How long a run is, how often it logs, validates and saves, and when it stops."""
 
 import dataclasses
+import math
 
 from rastp_jax.config import Config, Duration
 from rastp_jax.errors import InputError
@@ -10,7 +11,10 @@ CRITERION = "recall@5"  # of the validation users: chooses the best checkpoint a
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The config's durations in steps. Exactly one of `total_steps` and `total_seconds` is set."""
+  """The config's durations in steps, all multiples of `steps_per_dispatch`: the host only looks up between dispatches.
+
+  Exactly one of `total_steps` and `total_seconds` is set.
+  """
 
   total_steps: int | None
   total_seconds: float | None
@@ -19,6 +23,7 @@ class Plan:
   eval_every: int
   checkpoint_every: int
   steps_per_epoch: int
+  steps_per_dispatch: int
   accumulate: int
   patience: int
 
@@ -62,7 +67,8 @@ class Standing:
 def make_plan(config: Config, steps_per_epoch: int, samples_per_step: float) -> Plan:
   """Converts the config's durations.
 
-  A length in steps is rounded up to whole updates, so that the last batches' gradients are not lost.
+  A length in steps is rounded up to whole dispatches and whole updates, so that the last batches' gradients are not
+  lost; intervals are rounded up to whole dispatches.
 
   Args:
     config: the run's settings.
@@ -77,7 +83,7 @@ def make_plan(config: Config, steps_per_epoch: int, samples_per_step: float) -> 
   total = None
   if length.unit != "minutes":
     total = length.steps(steps_per_epoch=steps_per_epoch, samples_per_step=samples_per_step)
-    total += -total % train.accumulate
+    total += -total % math.lcm(train.accumulate, train.steps_per_dispatch)
 
   def steps(name: str) -> int:
     duration = Duration.parse(getattr(train, name), f"train.{name}")
@@ -89,12 +95,14 @@ def make_plan(config: Config, steps_per_epoch: int, samples_per_step: float) -> 
   for name, value in intervals.items():
     if not value:
       raise InputError(f"config.train.{name}={getattr(train, name)!r} is no interval: give at least 1 step.")
+  dispatch = train.steps_per_dispatch
   return Plan(
     total_steps=total,
     total_seconds=length.amount * 60 if length.unit == "minutes" else None,
     warmup_updates=-(-steps("warmup") // train.accumulate),
     steps_per_epoch=steps_per_epoch,
+    steps_per_dispatch=dispatch,
     accumulate=train.accumulate,
     patience=train.patience,
-    **intervals,
+    **{name: value + -value % dispatch for name, value in intervals.items()},
   )

@@ -85,9 +85,12 @@ def zero_sums(loss_parts: list[str]) -> dict[str, jax.Array]:
 def make_train_step(
   graph: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
-  """The compiled step: (state, batch) -> state. It consumes the state it is given, and compiles once a batch shape."""
+  """The compiled program: (state, stacked batches (steps, rows, ...)) -> state after so many steps.
 
-  def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> TrainState:
+  It consumes the state it is given, and compiles once a batch shape.
+  """
+
+  def one_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, None]:
     def loss_of(params):
       model = nnx.merge(graph, params)
       key = jax.random.fold_in(state.key, state.step)
@@ -104,7 +107,10 @@ def make_train_step(
       opt_state=opt_state,
       key=state.key,
       sums={name: total + new[name] for name, total in state.sums.items()},
-    )
+    ), None
+
+  def train_step(state: TrainState, batches: Mapping[str, jax.Array]) -> TrainState:
+    return jax.lax.scan(one_step, state, batches)[0]
 
   return jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
@@ -157,6 +163,7 @@ def train(
     batch_size=config.train.batch_size,
     seed=config.train.seed,
     row_multiple=sharding.row_multiple(mesh),
+    run_length=config.train.steps_per_dispatch,
     shard=(jax.process_index(), jax.process_count()),
   )
   plan = make_plan(config, source.steps_per_epoch, source.samples_per_step)
@@ -188,7 +195,7 @@ def train(
     # 3. What the loop calls.
     train_step = make_train_step(graph, optimizer, mesh)
     schedule = make_schedule(config.train, plan.total_updates, plan.warmup_updates)
-    batches = training_iterator(source, start=step, workers=config.data.workers)
+    batches = training_iterator(source, start=step, run_length=plan.steps_per_dispatch, workers=config.data.workers)
     programs = {}  # batch shape -> compiled step
     size = sum(value.size for value in jax.tree.leaves(params))
     start = f"going on from step {step:,}" if step else "from scratch"
@@ -208,14 +215,15 @@ def train(
     # 4. The loop. The host runs ahead of the devices, by one log interval at most: only `_paused` waits for them.
     while not reason:
       batch = next(batches)
-      placed = sharding.place_batch(batch, mesh)
+      placed = sharding.place_batch(batch, mesh, row_axis=1)
       shape = batch["history"].shape
       if shape not in programs:
         with _paused(clock, state):
           programs[shape] = train_step.lower(state, placed).compile()
-      state = programs[shape](state, placed)
+      with jax.transfer_guard("disallow"):  # nothing may make the host wait for the devices unnoticed
+        state = programs[shape](state, placed)
       progress.count(float(np.sum(batch["weight"])) * jax.process_count())
-      step += 1
+      step += plan.steps_per_dispatch
 
       reason = plan.reason_to_stop(step, clock.seconds, standing)
       evaluates = evaluate is not None and (bool(reason) or step % plan.eval_every == 0)
