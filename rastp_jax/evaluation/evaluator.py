@@ -7,14 +7,15 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from rastp_jax import sharding
 from rastp_jax.config import Config
 from rastp_jax.data.batches import evaluation_batches
 from rastp_jax.data.histories import Histories
+from rastp_jax.decoding import make_decode
 from rastp_jax.evaluation import metrics
-from rastp_jax.model.beam_search import beam_search
+from rastp_jax.model.beam_search import Beams
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.trie import build_transitions
@@ -36,19 +37,7 @@ class Evaluator:
     self._batch_size = -(-config.eval.batch_size // devices) * devices
     transitions = build_transitions(semantic_ids.codes) if config.eval.constrained else None
     self._transitions = jax.device_put(transitions, sharding.replicated(mesh))
-
-    def decode(graph, params, transitions, history):
-      def decode_rows(params, transitions, history):
-        model = nnx.merge(graph, params)
-        width, renormalize = config.eval.beam_width, config.eval.renormalize
-        return beam_search(model, model.encode(history), transitions, width, renormalize=renormalize).codes
-
-      # Users have nothing to do with each other: each device decodes its own, without any communication.
-      everywhere, rows = PartitionSpec(), PartitionSpec("data")
-      by_rows = jax.shard_map(decode_rows, mesh=mesh, in_specs=(everywhere, everywhere, rows), out_specs=rows)
-      return by_rows(params, transitions, history)
-
-    self._decode = jax.jit(decode, static_argnums=0)
+    self._decode = make_decode(mesh, config.eval.beam_width, renormalize=config.eval.renormalize)
     self._compiled = set()  # batch shapes whose compilation is behind us, so that timing need not warm up
 
   def evaluate(self, model: EncoderDecoder, split: str, *, users: int = 0) -> dict[str, float]:
@@ -105,9 +94,9 @@ class Evaluator:
       "users_per_second": counts["users"] / seconds,
     }
 
-  def _count(self, decoded: jax.Array, batch: dict[str, np.ndarray]) -> dict[str, float]:
+  def _count(self, decoded: Beams, batch: dict[str, np.ndarray]) -> dict[str, float]:
     real = batch["user"] >= 0
-    beams = sharding.local_rows(decoded)[real]
+    beams = sharding.local_rows(decoded.codes)[real]
     ranks = metrics.target_ranks(beams, batch["target"][real])
     return {
       "users": int(real.sum()),
