@@ -21,7 +21,6 @@ def get_config(variants: str = ""):
 def cpu(config):
   """Fewer and narrower blocks, the last 20 items, no separators, one hidden layer in the MLP."""
   config.data.max_items = 20
-  config.data.bucket_items = (4, 8, 13, 20)
   config.model.d_model = 128
   config.model.num_heads = 2
   config.model.head_dim = 64

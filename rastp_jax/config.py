@@ -63,12 +63,8 @@ class DataConfig:
   dataset: str = "beauty"  # TFDS builder config, one of DATASETS
   data_dir: str = "data"  # prepared datasets and semantic IDs live here
   max_items: int = 29  # history items a model reads at most (the most recent ones)
-  bucket_items: tuple[int, ...] = (
-    5,
-    10,
-    20,
-    29,
-  )  # batches come in these static lengths, in items; the last holds max_items
+  bucket_items: tuple[int, ...] = ()  # batches come in these static lengths, in items; (): chosen to fit the data
+  buckets: int = 5  # so many lengths are chosen, at most
   sampling: str = "prefixes"  # "prefixes": each user's every prefix; "subsequences": all contiguous ones, as published
   users_per_draw: int = 32  # subsequences: so many users share one draw of samples
   samples_per_draw: int = 512  # subsequences: drawn with replacement from a group of users, duplicates merged
@@ -239,20 +235,17 @@ def _check(config: Config):
   d, s, m, p, t, e = config.data, config.semantic_ids, config.model, config.pruning, config.train, config.eval
   _one_of(d.dataset, DATASETS, "data.dataset")
   _one_of(d.sampling, ("prefixes", "subsequences"), "data.sampling")
-  for name in ("max_items", "users_per_draw", "samples_per_draw"):
+  for name in ("max_items", "buckets", "users_per_draw", "samples_per_draw"):
     _at_least(getattr(d, name), 1, f"data.{name}")
   _at_least(d.workers, 0, "data.workers")
-  if (
-    not d.bucket_items
-    or list(d.bucket_items) != sorted(set(d.bucket_items))
-    or d.bucket_items[0] < 1
-    or d.bucket_items[-1] < d.max_items
+  if d.bucket_items and (
+    list(d.bucket_items) != sorted(set(d.bucket_items)) or d.bucket_items[0] < 1 or d.bucket_items[-1] < d.max_items
   ):
     raise InputError(
       f"config.data.bucket_items={d.bucket_items} must rise and end with at least data.max_items={d.max_items}: give "
-      f"lengths in items, like (5, 10, {d.max_items}), or ({d.max_items},) for one length."
+      f"lengths in items, like (5, 10, {d.max_items}), or ({d.max_items},) for one length, or () to have them chosen."
     )
-  if not d.mix_users and (len(d.bucket_items) > 1 or d.sampling != "subsequences"):
+  if not d.mix_users and (len(d.bucket_items) != 1 or d.sampling != "subsequences"):
     raise InputError(
       "config.data.mix_users=False keeps a draw's samples together, which needs data.sampling='subsequences' and a "
       "single length in data.bucket_items."
@@ -268,7 +261,7 @@ def _check(config: Config):
       raise InputError(f"config.model.{name}={getattr(m, name)} must be at least 0 and below 1.")
   _one_of(m.init, ("fan_in", "reference"), "model.init")
   _one_of(m.dtype, ("float32", "bfloat16"), "model.dtype")
-  _check_pruning(p, m, d.bucket_items[-1] * (s.levels + 1 + m.separator))
+  _check_pruning(p, m, max(d.bucket_items, default=d.max_items) * (s.levels + 1 + m.separator))
   _one_of(t.optimizer, ("adamw", "adam", "adam_l2"), "train.optimizer")
   _one_of(t.schedule, ("cosine", "constant"), "train.schedule")
   for name in ("batch_size", "accumulate", "steps_per_dispatch", "keep_checkpoints"):

@@ -16,6 +16,7 @@ the best by validation recall@5, which `python -m rastp_jax.evaluate --workdir=r
 from absl import flags
 
 from rastp_jax import cli, loading, sharding
+from rastp_jax.data.buckets import with_bucket_items
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.training import trainer
@@ -30,6 +31,7 @@ def main():
     raise InputError("--workdir is missing: give a directory for this run, like --workdir=runs/beauty.")
   config = cli.load_config(_CONFIG.value)
   histories, semantic_ids = loading.load_data(config)
+  config = with_bucket_items(config, histories)
   evaluator = Evaluator(config, histories, semantic_ids, sharding.make_mesh())
   trainer.train(
     config,

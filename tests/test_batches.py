@@ -1,12 +1,14 @@
 """Batches: what a sample is, which samples an epoch holds, and that buckets change neither."""
 
+import itertools
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from rastp_jax.config import DataConfig
+from rastp_jax.config import Config, DataConfig
+from rastp_jax.data import buckets
 from rastp_jax.data.batches import TrainingBatches, evaluation_batches, gather, training_iterator
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
@@ -58,6 +60,18 @@ def test_prefixes_come_once_an_epoch_each(config, run_length):
   for start in range(0, source.steps_per_epoch, run_length):
     assert len({source[start + step]["history"].shape for step in range(run_length)}) == 1
   assert samples(source, range(2)) != samples(source, range(source.steps_per_epoch, source.steps_per_epoch + 2))
+
+
+def test_filler_rows_are_few():
+  """Rows are rounded to a multiple of the devices; the number of batches makes up for it."""
+  histories, codes = make_data(LENGTHS * 3)
+  for config in (BUCKETS, FLAT):
+    source = TrainingBatches(histories, codes, config, batch_size=60, seed=7, row_multiple=8)
+    real = len(source.epoch_samples(0)[0])
+    rows = sum(bucket.rows * bucket.batches for bucket in source.buckets)
+    assert real <= rows <= 1.06 * real
+    sizes = [source[step]["weight"].mean() for step in range(source.steps_per_epoch)]
+    assert min(sizes) > 0.8  # no batch of a few left-over samples, whose gradient would count as much as a whole one's
 
 
 def test_a_batch_depends_on_seed_and_number_alone():
@@ -116,9 +130,9 @@ def test_subsequences_are_drawn_like_the_published_ones():
 def test_buckets_do_not_change_the_distribution_of_subsequences():
   histories, codes = make_data(LENGTHS)
   shares = []
-  for buckets in ((4, 8, 20), (20,)):
-    config = DataConfig(max_items=20, bucket_items=buckets, sampling="subsequences")
-    source = TrainingBatches(histories, codes, config, batch_size=200, seed=len(buckets))
+  for bucket_items in ((4, 8, 20), (20,)):
+    config = DataConfig(max_items=20, bucket_items=bucket_items, sampling="subsequences")
+    source = TrainingBatches(histories, codes, config, batch_size=200, seed=len(bucket_items))
     sizes, lengths = [], np.zeros(21)
     for step in range(30 * source.steps_per_epoch):
       batch = source[step]
@@ -152,6 +166,33 @@ def test_truncation_and_padding_are_the_published_ones():
     np.testing.assert_array_equal(batch["history"].reshape(len(counts), -1), published[:, : 29 * 4])
     assert (published[:, 29 * 4 :] == -1).all()  # the target's place
     np.testing.assert_array_equal(batch["target"], units[f"{case}/labels"])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 9])
+def test_chosen_lengths_waste_least(number):
+  counts = np.random.default_rng(number).integers(0, 9, 8).astype(float)
+  counts[[0, 3]] = 0  # no sample has an empty history
+  waste = lambda lengths: sum(counts[n] * min(b for b in lengths if b >= n) for n in range(8))
+  others = [(*rest, 7) for size in range(number) for rest in itertools.combinations(range(1, 7), size)]
+  chosen = buckets.choose_lengths(counts, number)
+  assert chosen[-1] == 7 and len(chosen) <= number and list(chosen) == sorted(set(chosen))
+  assert waste(chosen) == min(waste(other) for other in others)
+
+
+@pytest.mark.parametrize("sampling", ["prefixes", "subsequences"])
+def test_lengths_are_chosen_for_the_samples_there_are(sampling):
+  histories, codes = make_data(LENGTHS)
+  config = Config(data=DataConfig(max_items=20, sampling=sampling, buckets=3, samples_per_draw=100_000))
+  chosen = buckets.with_bucket_items(config, histories)
+  source = TrainingBatches(histories, codes, chosen.data, batch_size=64, seed=0)
+  if sampling == "subsequences":  # all of them, the distribution behind the draws
+    user = [(stop - first) for first, stop in zip(*histories.training_spans(), strict=True)]
+    lengths = [min(j - i, 20) for n in user for j in range(1, n) for i in range(j)]
+  else:
+    starts, ends = source.epoch_samples(0)
+    lengths = ends - 1 - starts
+  assert chosen.data.bucket_items == buckets.choose_lengths(np.bincount(lengths, minlength=21), 3)
+  assert buckets.with_bucket_items(chosen, histories) is chosen
 
 
 def test_evaluation_covers_every_user_once():

@@ -3,14 +3,14 @@
 Shapes: B rows, N history items of the batch's bucket, C codes an item.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grain
 import numpy as np
 from absl import flags
 
 from rastp_jax.config import DataConfig
+from rastp_jax.data.buckets import Bucket, round_up, size_buckets
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.semantic_ids.codes import SemanticIds
@@ -20,21 +20,6 @@ Batch = dict[
 ]  # history (B, N, C) int32, -1 padded on the right; target (B, C) int32; weight (B,) float32
 
 _ENDLESS = 2**62  # a source has no last batch: training ends when the trainer says so
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-  """Samples of similar length share batches of one static shape.
-
-  Attributes:
-    items: history items N such a batch has room for.
-    rows: rows B of such a batch, over all hosts.
-    batches: batches of this bucket in an epoch.
-  """
-
-  items: int
-  rows: int
-  batches: int
 
 
 class TrainingBatches:
@@ -47,7 +32,7 @@ class TrainingBatches:
   Args:
     histories: all users.
     semantic_ids: codes of every item.
-    config: sampling, lengths, buckets.
+    config: sampling, lengths, bucket_items filled in.
     batch_size: samples a batch on average, over all hosts.
     seed: of the sampling and shuffling.
     row_multiple: every bucket's rows are a multiple of this (devices the rows are split over).
@@ -71,6 +56,8 @@ class TrainingBatches:
     run_length: int = 1,
     shard: tuple[int, int] = (0, 1),
   ):
+    if not config.bucket_items:
+      raise ValueError("data.bucket_items is empty: fill it in by buckets.with_bucket_items")
     self._histories, self._codes, self._config = histories, semantic_ids.codes, config
     self._seed, self._run_length, self._shard = seed, run_length, shard
     first, stop = histories.training_spans()
@@ -86,11 +73,11 @@ class TrainingBatches:
     if config.mix_users:
       # Random draws vary from epoch to epoch: room for three standard deviations, so that hardly a sample is left out.
       room = counts + 3 * np.sqrt(counts) * (config.sampling == "subsequences")
-      self.buckets = _size_buckets(config.bucket_items, counts, room, batch_size, row_multiple, run_length)
+      self.buckets = size_buckets(config.bucket_items, counts, room, batch_size, row_multiple, run_length)
     else:
       draws = int(draw_of[-1]) + 1
       self._draws_a_batch = max(1, round(batch_size * draws / counts[0]))
-      rows = _round_up(self._draws_a_batch * config.samples_per_draw, row_multiple)
+      rows = round_up(self._draws_a_batch * config.samples_per_draw, row_multiple)
       batches = max(1, draws // (self._draws_a_batch * run_length)) * run_length
       self.buckets = (Bucket(config.bucket_items[0], rows, batches),)
     self.steps_per_epoch = sum(bucket.batches for bucket in self.buckets)
@@ -132,8 +119,7 @@ class TrainingBatches:
     bucket_of = self._bucket_of(starts, ends)
     for index, bucket in enumerate(self.buckets):
       mine = rng.permutation(np.flatnonzero(bucket_of == index))
-      for batch in range(bucket.batches):
-        rows = mine[batch * bucket.rows : (batch + 1) * bucket.rows]
+      for rows in np.array_split(mine[: bucket.batches * bucket.rows], max(1, bucket.batches)):
         plan.append((bucket, starts[rows], ends[rows]))
     runs = rng.permutation(len(plan) // self._run_length)
     return [plan[run * self._run_length + step] for run in runs for step in range(self._run_length)]
@@ -248,33 +234,6 @@ def training_iterator(
   return iter(iterable)
 
 
-def _size_buckets(
-  lengths: Sequence[int], counts: np.ndarray, room: np.ndarray, batch_size: int, row_multiple: int, run_length: int
-) -> tuple[Bucket, ...]:
-  """Rows inverse to length, so that a batch has about the same tokens in every bucket and `batch_size` samples overall.
-
-  Args:
-    lengths: items of each bucket.
-    counts: samples of each in an epoch.
-    room: samples of each that an epoch's batches must have rows for.
-    batch_size: samples a batch, on average over all buckets.
-    row_multiple, run_length: see `TrainingBatches`.
-  """
-  mean_length = float(np.dot(lengths, counts) / counts.sum())
-  buckets = []
-  for length, count, capacity in zip(lengths, counts, room, strict=True):
-    # A rare bucket gets one smaller batch rather than a filled-up large one; an empty one none at all.
-    runs = max(1, round(count * length / (batch_size * mean_length * run_length))) if count else 0
-    batches = runs * run_length
-    rows = _round_up(int(np.ceil(capacity / max(batches, 1))), row_multiple)
-    buckets.append(Bucket(length, rows, batches))
-  return tuple(buckets)
-
-
 def _most_recent(starts: np.ndarray, ends: np.ndarray, max_items: int) -> np.ndarray:
   """Starts moved up so that histories hold at most `max_items` items."""
   return np.maximum(starts, ends - 1 - max_items)
-
-
-def _round_up(number: int, multiple: int) -> int:
-  return -(-number // multiple) * multiple

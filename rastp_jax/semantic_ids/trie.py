@@ -32,26 +32,25 @@ class Transitions:
 
 
 def build_transitions(codes: np.ndarray) -> Transitions:
-  """Builds the tables from every item's codes.
+  """Builds the tables from every item's codes, by one sort of 64-bit keys.
 
   Args:
-    codes: (n_items, depth) integers >= 0; rows need not be sorted, equal rows count once.
+    codes: (n_items >= 1, depth) integers >= 0 of fewer than 2**63 combinations (`SemanticIds` sees to it); rows need
+      not be sorted, equal rows count once.
   """
-  order = np.lexsort(codes.T[::-1])
-  rows = np.asarray(codes)[order]
-  new_prefix = np.zeros(len(rows), bool)
-  new_prefix[:1] = True
+  widths = [int(width) for width in codes.max(axis=0) + 1]
+  prefixes = np.zeros(len(codes), np.int64)
+  for level, width in enumerate(widths):
+    prefixes *= width
+    prefixes += codes[:, level]
+  prefixes.sort()
+  prefixes = prefixes[np.append(True, prefixes[1:] != prefixes[:-1])]
   starts, level_codes, branches = [], [], []
-  parents = np.zeros(len(rows), np.int64)  # each row's state at this level
-  num_states = 1
-  for level in range(rows.shape[1]):
-    column = rows[:, level]
-    new_prefix[1:] |= column[1:] != column[:-1]
-    first_rows = np.flatnonzero(new_prefix)
-    children = np.bincount(parents[first_rows], minlength=num_states)
-    starts.append(jnp.asarray(np.concatenate([[0], np.cumsum(children)]), jnp.int32))
-    level_codes.append(jnp.asarray(column[first_rows], jnp.int32))
-    branches.append(int(children.max(initial=0)))
-    parents = np.cumsum(new_prefix) - 1
-    num_states = len(first_rows)
-  return Transitions(tuple(starts), tuple(level_codes), tuple(branches))
+  for width in reversed(widths):  # from the items up: what is left of a prefix without its last code is its parent
+    parents = prefixes // width
+    level_codes.append(jnp.asarray(prefixes - parents * width, jnp.int32))
+    first = np.concatenate([[0], np.flatnonzero(parents[1:] != parents[:-1]) + 1, [len(parents)]])
+    starts.append(jnp.asarray(first, jnp.int32))
+    branches.append(int(np.diff(first).max()))
+    prefixes = parents[first[:-1]]
+  return Transitions(tuple(starts[::-1]), tuple(level_codes[::-1]), tuple(branches[::-1]))

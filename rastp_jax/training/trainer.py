@@ -25,6 +25,7 @@ from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.model import encoder_decoder
 from rastp_jax.model.encoder_decoder import EncoderDecoder
+from rastp_jax.programs import device_bytes
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training.checkpoint import Checkpoints
 from rastp_jax.training.optimizer import make_optimizer, make_schedule
@@ -258,7 +259,7 @@ def train(
       "seconds": clock.seconds,
       "samples_per_second": progress.samples / clock.seconds,
       "parameters": size,
-      "step_bytes": max(_bytes(program) for program in programs.values()),
+      "step_bytes": max(device_bytes(program) for program in programs.values()),
       "devices": jax.device_count(),
       "device_kind": jax.devices()[0].device_kind,
       "best": dataclasses.asdict(standing),
@@ -275,14 +276,6 @@ def _paused(clock: Clock, state: TrainState):
   jax.block_until_ready(state)
   with clock.paused():
     yield
-
-
-def _bytes(program: jax.stages.Compiled) -> int:
-  """Device memory a compiled step needs, by XLA's own account: state, batch and intermediate results."""
-  memory = program.memory_analysis()
-  return (
-    memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
-  )
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,91 @@
+"""Measures speed and memory: what dropping padding gives, what pruning gives on top, what decoding costs.
+
+    python -m rastp_jax.benchmark --config=configs/beauty.py --output=speed.json
+
+needs the prepared dataset (`python -m rastp_jax.prepare`). It prints one table and writes it with every single timing.
+The numbers are medians over repeats that take turns, so that ratios hold on a machine whose speed drifts. --quick
+looks for a minute: small batches, two repeats, training only.
+"""
+
+import dataclasses
+import platform
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+
+from rastp_jax import cli, files, loading, sharding
+from rastp_jax.benchmarking.decoding_speed import DecodingSpeed, cost_of_transitions
+from rastp_jax.benchmarking.ratios import describe, make_ratios
+from rastp_jax.benchmarking.training_speed import TrainingSpeed, fastest_batch_size
+from rastp_jax.benchmarking.variants import make_variants
+from rastp_jax.config import Config
+from rastp_jax.data.buckets import with_bucket_items
+from rastp_jax.errors import InputError
+
+_CONFIG = cli.define_config_flag()
+flags.adopt_module_key_flags(cli)  # so that --help shows them
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write. Default: print only.")
+_BATCH_SIZES = flags.DEFINE_list(
+  "batch_sizes",
+  ["64"],
+  "Samples a step, on average. Of several, the one that trains fastest is found first; give accelerators a choice, "
+  "like 256,512,1024,2048,4096,8192.",
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of each program, of which the median counts.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "Two repeats of training alone, on batches of 16.")
+_CATALOGUES = flags.DEFINE_list(
+  "catalogues", ["12101", "1000000", "10000000"], "Items of the made-up catalogues that decoding is swept over."
+)
+
+
+def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: list[int]) -> dict[str, Any]:
+  """Measures training; with catalogues also the input pipeline and decoding."""
+  histories, semantic_ids = loading.load_data(config)
+  config, mesh = with_bucket_items(config, histories), sharding.make_mesh()
+  variants = make_variants(config)
+  make = lambda names: lambda size: TrainingSpeed({n: variants[n] for n in names}, histories, semantic_ids, mesh, size)
+  batch_size, sweep = batch_sizes[0], []
+  if len(batch_sizes) > 1:
+    batch_size, sweep = fastest_batch_size(make(["bucketed_pruned"]), batch_sizes, repeats)
+  result: dict[str, Any] = {"batch_size": batch_size, "batch_size_sweep": sweep}
+  speed = make(list(variants))(batch_size)
+  speed.run(repeats)
+  result["training"] = speed.figures()
+  if catalogues:
+    result["input"] = speed.live_and_constant("bucketed_pruned", steps=16, repeats=repeats)
+    largest = max(catalogues)
+    result["transitions"] = {str(largest): cost_of_transitions(largest)}
+    decoding = DecodingSpeed(config, histories, semantic_ids, mesh, tuple(catalogues))
+    decoding.run(repeats)
+    result["decoding"] = decoding.figures()
+  result["ratios"] = make_ratios(result)
+  return result
+
+
+def main():
+  try:
+    batch_sizes, catalogues = ([int(value) for value in flag.value] for flag in (_BATCH_SIZES, _CATALOGUES))
+  except ValueError as error:
+    raise InputError(f"--batch_sizes and --catalogues are lists of numbers like 64,128: {error}.") from error
+  config = cli.load_config(_CONFIG.value)
+  if _QUICK.value:
+    result = benchmark(config, [16], 2, [])
+  else:
+    result = benchmark(config, batch_sizes, _REPEATS.value, catalogues)
+  print(describe(result))
+  if _OUTPUT.value:
+    setting = {
+      "command": " ".join(["python", *sys.orig_argv[1:]]),
+      "device": jax.devices()[0].device_kind,
+      "devices": jax.device_count(),
+      "machine": platform.machine(),
+      "jax": jax.__version__,
+      "config": dataclasses.asdict(config),
+    }
+    files.write_json(_OUTPUT.value, {"ratios": result.pop("ratios"), **setting, **result})
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,113 @@
+"""Times generation: constrained and not, and against the size of the catalogue."""
+
+import concurrent.futures
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from rastp_jax import sharding
+from rastp_jax.config import Config
+from rastp_jax.data.batches import evaluation_batches
+from rastp_jax.data.histories import Histories
+from rastp_jax.decoding import make_decode
+from rastp_jax.model.encoder_decoder import EncoderDecoder
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.semantic_ids.trie import Transitions, build_transitions
+
+
+def generated_codes(items: int, *, levels: int = 3, width: int = 256, seed: int = 0) -> np.ndarray:
+  """Codes of a made-up catalogue: learned codes drawn uniformly, and one more level that tells equal ones apart.
+
+  Returns:
+    int32 (items, levels + 1), sorted.
+  """
+  keys = np.sort(np.random.default_rng(seed).integers(0, width**levels, items))
+  first = np.searchsorted(keys, keys)  # where each one's group begins
+  codes = [keys // width ** (levels - 1 - level) % width for level in range(levels)]
+  return np.stack([*codes, np.arange(items) - first], axis=1).astype(np.int32)
+
+
+def cost_of_transitions(items: int) -> dict[str, float]:
+  """Seconds to build the transition table of a generated catalogue, and peak memory of a process that does only that.
+
+  The memory counts the codes themselves and the imported libraries in.
+  """
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    return pool.submit(_build_in_child, items).result()
+
+
+def _build_in_child(items: int) -> dict[str, float]:
+  codes = generated_codes(items)
+  start = time.perf_counter()
+  jax.block_until_ready(jax.tree.leaves(build_transitions(codes)))
+  seconds = time.perf_counter() - start
+  unit = 1 if sys.platform == "darwin" else 1024
+  return {"seconds": seconds, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+
+
+class DecodingSpeed:
+  """Decodes the test users' histories in batches of every bucket's length, with several transition tables.
+
+  Args:
+    config: model, pruning, buckets, beam width, batch size.
+    histories, semantic_ids: the data.
+    mesh: devices that share the users.
+    catalogues: sizes of made-up catalogues to constrain to, besides the real one and none.
+  """
+
+  def __init__(
+    self, config: Config, histories: Histories, semantic_ids: SemanticIds, mesh: Mesh, catalogues: tuple[int, ...]
+  ):
+    tables = {f"{items} items": generated_codes(items) for items in catalogues}
+    # One model for all tables, so that they alone differ: each level as wide as its widest.
+    codes = {"constrained": semantic_ids.codes, **tables}
+    depth = max(table.shape[1] for table in codes.values())
+    fitting = {name: table for name, table in codes.items() if table.shape[1] == depth}
+    widths = tuple(np.max([table.max(axis=0) + 1 for table in fitting.values()], axis=0).tolist())
+    model = EncoderDecoder(config.model, config.pruning, widths, rngs=nnx.Rngs(config.train.seed))
+    place = sharding.replicated(mesh)
+    graph, params = nnx.split(model)
+    params = jax.device_put(params, place)
+    self._tables: dict[str, Transitions | None] = {"unconstrained": None}
+    self._tables |= {name: jax.device_put(build_transitions(table), place) for name, table in fitting.items()}
+    decode = make_decode(mesh, config.eval.beam_width, renormalize=config.eval.renormalize)
+    rows = -(-config.eval.batch_size // mesh.size) * mesh.size
+    self._batches, self._counts, self._users = {}, {}, histories.num_users
+    for batch in evaluation_batches(histories, semantic_ids, config.data, "test", batch_size=rows):
+      items = batch["history"].shape[1]
+      self._counts[items] = self._counts.get(items, 0) + 1
+      if items not in self._batches:
+        self._batches[items] = sharding.place_batch({"history": batch["history"]}, mesh)["history"]
+    self._call = lambda table, history: decode(graph, params, table, history)
+    self._beam_width, self._rows = config.eval.beam_width, rows
+    self._seconds = {(name, items): [] for name in self._tables for items in self._batches}
+
+  def run(self, repeats: int) -> None:
+    """Times every table on every bucket `repeats` times in turn, after one untimed call each."""
+    for repeat in range(repeats + 1):
+      for items, history in self._batches.items():
+        for name, table in self._tables.items():
+          start = time.perf_counter()
+          jax.block_until_ready(self._call(table, history))
+          if repeat:
+            self._seconds[name, items].append(time.perf_counter() - start)
+
+  def figures(self) -> Mapping[str, Any]:
+    """Each table's users a second over all test users, and the seconds behind them."""
+    result = {"beam_width": self._beam_width, "batch_size": self._rows, "tables": {}}
+    for name, table in self._tables.items():
+      seconds = sum(count * float(np.median(self._seconds[name, items])) for items, count in self._counts.items())
+      result["tables"][name] = {
+        "users_per_second": self._users / seconds,
+        "branches": None if table is None else list(table.branches),
+        "seconds": {str(items): self._seconds[name, items] for items in self._batches},
+      }
+    return result

@@ -1,0 +1,82 @@
+"""The benchmark's figures put into relation, and as text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rastp_jax.evaluation.report import align
+
+_COLUMNS = (
+  ("samples_per_second", "samples/s", "{:,.1f}", 1.0),
+  ("real_tokens_per_second", "real tokens/s", "{:,.0f}", 1.0),
+  ("milliseconds_a_step", "ms a step", "{:,.1f}", 1.0),
+  ("padding_share", "padding", "{:.0%}", 1.0),
+  ("flops_a_sample", "MFLOP a sample", "{:,.0f}", 1e-6),
+  ("peak_bytes", "peak MB", "{:,.0f}", 1e-6),
+  ("compile_seconds", "compile s", "{:.1f}", 1.0),
+  ("model_flops_utilization", "of peak", "{:.1%}", 1.0),
+)
+
+
+def make_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+  """Every ratio of a run, from that run's figures alone.
+
+  Args:
+    result: "training" (see `TrainingSpeed.figures`), and where measured "input", "decoding" and "transitions".
+  """
+  training = result["training"]
+  speed = lambda name: training[name]["samples_per_second"]
+  ratios = {
+    f"{a}_vs_{b}": speed(a) / speed(b)
+    for a, b in (
+      ("padded_pruned", "padded_dense"),
+      ("bucketed_dense", "padded_dense"),
+      ("bucketed_pruned", "padded_dense"),
+      ("bucketed_keep50", "padded_pruned"),
+      ("bucketed_pruned", "bucketed_dense"),
+      ("last10_dense", "padded_dense"),
+    )
+  }
+  flops = lambda name: training[name]["flops_a_sample"]
+  allowed = flops("padded_dense") / flops("padded_pruned")
+  ratios["flop_limit_padded_pruned_vs_padded_dense"] = allowed
+  ratios["share_of_flop_limit"] = ratios["padded_pruned_vs_padded_dense"] / allowed
+  ratios["flop_limit_bucketed_pruned_vs_bucketed_dense"] = flops("bucketed_dense") / flops("bucketed_pruned")
+  peak = lambda name: training[name]["peak_bytes"]
+  ratios["peak_memory_pruned_vs_dense"] = peak("padded_pruned") / peak("padded_dense")
+  if "input" in result:
+    ratios["live_vs_constant_batch"] = result["input"]["live_vs_constant_batch"]
+    ratios["compiles"], ratios["buckets"] = result["input"]["compiles"], result["input"]["buckets"]
+  if "decoding" in result:
+    tables = result["decoding"]["tables"]
+    time = lambda name: 1 / tables[name]["users_per_second"]
+    ratios["constrained_vs_unconstrained"] = time("constrained") / time("unconstrained")
+    sizes = sorted(int(name.split()[0]) for name in tables if name.endswith(" items"))
+    for size in sizes[1:]:
+      ratios[f"decode_{_short(size)}_vs_{_short(sizes[0])}_items"] = time(f"{size} items") / time(f"{sizes[0]} items")
+  for items, cost in result.get("transitions", {}).items():
+    ratios[f"transitions_{_short(int(items))}_seconds"] = cost["seconds"]
+    ratios[f"transitions_{_short(int(items))}_peak_gb"] = cost["peak_gb"]
+  return ratios
+
+
+def describe(result: Mapping[str, Any]) -> str:
+  """The run as text: training variants, decoding, ratios."""
+  columns = [c for c in _COLUMNS if all(v[c[0]] is not None for v in result["training"].values())]
+  rows = [["training", *(heading for _, heading, _, _ in columns)]]
+  for name, figures in result["training"].items():
+    rows.append([name, *(form.format(figures[key] * scale) for key, _, form, scale in columns)])
+  parts = [align(rows)]
+  if "decoding" in result:
+    decoding = result["decoding"]
+    rows = [[f"decoding, {decoding['beam_width']} beams, {decoding['batch_size']} users a batch", "users/s"]]
+    rows += [[name, f"{table['users_per_second']:,.0f}"] for name, table in decoding["tables"].items()]
+    parts.append(align(rows))
+  if "input" in result:
+    parts.append(f"input pipeline alone: {result['input']['batches_per_second']:,.0f} batches/s")
+  parts.append(align([["ratio", ""], *([name, f"{value:.3g}"] for name, value in result["ratios"].items())]))
+  return "\n\n".join(parts)
+
+
+def _short(number: int) -> str:
+  """12101 -> '12k', 10_000_000 -> '10m'."""
+  return f"{number // 1_000_000}m" if number >= 1_000_000 else f"{number // 1000}k"

@@ -1,0 +1,222 @@
+"""Times training steps: every variant's every batch shape, interleaved, so that a drifting machine bends no ratio."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from rastp_jax import sharding
+from rastp_jax.config import Config
+from rastp_jax.data.batches import TrainingBatches, training_iterator
+from rastp_jax.data.histories import Histories
+from rastp_jax.model import pruning
+from rastp_jax.model.encoder_decoder import EncoderDecoder
+from rastp_jax.programs import device_bytes, device_flops
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.training import trainer
+from rastp_jax.training.optimizer import make_optimizer
+
+# Peak of dense bfloat16 arithmetic in FLOP/s (vendors' data sheets, without sparsity), by JAX's name of the device.
+PEAK_FLOPS = {
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA H200": 989e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+}
+_SHORTEST = 0.2  # seconds of a timed block: faster steps are repeated inside it
+
+
+@dataclasses.dataclass
+class _Shape:
+  """One batch shape of a variant: what its program is and costs, how often an epoch has it, and its timings."""
+
+  items: int
+  rows: int
+  batches: int
+  program: jax.stages.Compiled
+  batch: Mapping[str, jax.Array]
+  compile_seconds: float
+  seconds: list[float] = dataclasses.field(default_factory=list)
+
+  @property
+  def median(self) -> float:
+    return float(np.median(self.seconds))
+
+
+class TrainingSpeed:
+  """Compiles the variants' steps, then times them.
+
+  All variants share one state: pruning and batch shapes own no parameters.
+
+  Args:
+    variants: settings under their names, equal in model and optimizer.
+    histories, semantic_ids: the data.
+    mesh: devices that share each batch.
+    batch_size: samples a step, on average.
+  """
+
+  def __init__(
+    self,
+    variants: Mapping[str, Config],
+    histories: Histories,
+    semantic_ids: SemanticIds,
+    mesh: Mesh,
+    batch_size: int,
+  ):
+    self._variants, self._mesh, self._batch_size = variants, mesh, batch_size
+    first = next(iter(variants.values()))
+    optimizer = make_optimizer(dataclasses.replace(first.train, schedule="constant"), None)
+    model = EncoderDecoder(first.model, first.pruning, semantic_ids.widths, rngs=nnx.Rngs(first.train.seed))
+    params = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+    parts = [f"loss_level_{level}" for level in range(semantic_ids.depth)]
+    state = trainer.make_state(params, optimizer, first.train.seed, parts)
+    self._state = jax.device_put(state, sharding.replicated(mesh))
+    self._sources, self._shapes = {}, {}
+    programs: dict[Any, tuple[jax.stages.Compiled, float]] = {}  # variants whose programs are equal share them
+    for name, config in variants.items():
+      graph, _ = nnx.split(EncoderDecoder(config.model, config.pruning, semantic_ids.widths, rngs=nnx.Rngs(0)))
+      step = trainer.make_train_step(graph, optimizer, mesh)
+      source = TrainingBatches(
+        histories,
+        semantic_ids,
+        config.data,
+        batch_size=batch_size,
+        seed=config.train.seed,
+        row_multiple=sharding.row_multiple(mesh),
+      )
+      self._sources[name], self._shapes[name] = source, []
+      for bucket in (bucket for bucket in source.buckets if bucket.batches):
+        batch = next(source[i] for i in range(source.steps_per_epoch) if _is_of(source[i], bucket.items, bucket.rows))
+        placed = self._place(batch)
+        length = bucket.items * model.item_length
+        key = bucket.items, bucket.rows, tuple(pruning.budgets(config.pruning, length).items())
+        if key not in programs:
+          start = time.perf_counter()
+          program = step.lower(self._state, placed).compile()
+          programs[key] = program, time.perf_counter() - start
+        shape = _Shape(bucket.items, bucket.rows, bucket.batches, programs[key][0], placed, programs[key][1])
+        self._shapes[name].append(shape)
+    self._item_length = model.item_length
+
+  def run(self, repeats: int) -> None:
+    """Times every shape `repeats` times in turn, after one untimed call each."""
+    shapes = [shape for shapes in self._shapes.values() for shape in shapes]
+    calls = {}
+    for repeat in range(repeats + 1):
+      for shape in shapes:
+        number = calls.get(id(shape.program), 1)
+        start = time.perf_counter()
+        for _ in range(number):
+          self._state = shape.program(self._state, shape.batch)
+        jax.block_until_ready(self._state)
+        seconds = (time.perf_counter() - start) / number
+        if repeat:
+          shape.seconds.append(seconds)
+        elif seconds:
+          calls[id(shape.program)] = max(1, round(_SHORTEST / seconds))
+
+  def figures(self) -> dict[str, dict[str, Any]]:
+    """Each variant's figures over an epoch: medians of step times, weighted by how often each shape occurs."""
+    return {name: self._figures(name) for name in self._variants}
+
+  def _figures(self, name: str) -> dict[str, Any]:
+    source, shapes = self._sources[name], self._shapes[name]
+    starts, ends = source.epoch_samples(0)
+    longest = self._variants[name].data.bucket_items[-1]
+    real = int(np.minimum(ends - 1 - starts, longest).sum()) * self._item_length
+    positions = sum(s.batches * s.rows * s.items for s in shapes) * self._item_length
+    steps = sum(s.batches for s in shapes)
+    seconds = sum(s.batches * s.median for s in shapes)
+    flops = sum(s.batches * device_flops(s.program) for s in shapes) * self._mesh.size
+    peak = next((p for kind, p in PEAK_FLOPS.items() if jax.devices()[0].device_kind.startswith(kind)), None)
+    return {
+      "samples_per_second": len(starts) / seconds,
+      "real_tokens_per_second": real / seconds,
+      "milliseconds_a_step": 1e3 * seconds / steps,
+      "samples_a_step": len(starts) / steps,
+      "padding_share": 1 - real / positions,
+      "flops_a_sample": flops / len(starts),
+      "model_flops_utilization": None if peak is None else flops / seconds / (peak * self._mesh.size),
+      "peak_bytes": max(device_bytes(s.program) for s in shapes),
+      "compile_seconds": sum(s.compile_seconds for s in shapes),
+      "shapes": [
+        {"items": s.items, "rows": s.rows, "batches_an_epoch": s.batches, "seconds": s.seconds} for s in shapes
+      ],
+    }
+
+  def live_and_constant(self, name: str, steps: int, repeats: int) -> dict[str, Any]:
+    """Times a variant's steps on batches made and placed meanwhile, against the same shapes on batches at hand.
+
+    Returns:
+      live_vs_constant_batch (median over repeats of the ratio of times), batches_per_second that the input pipeline
+      makes when nobody computes, compiles (programs that the live run needed).
+    """
+    source, ready = self._sources[name], {s.batch["history"].shape: s for s in self._shapes[name]}
+    batches = training_iterator(source)
+    ratios, seen = [], set()
+    for _ in range(repeats):
+      shapes = []
+      start = time.perf_counter()
+      for _ in range(steps):
+        placed = sharding.place_batch(next(batches), self._mesh, row_axis=1)
+        shapes.append(placed["history"].shape)
+        self._state = ready[shapes[-1]].program(self._state, placed)
+      jax.block_until_ready(self._state)
+      live = time.perf_counter() - start
+      start = time.perf_counter()
+      for shape in shapes:
+        self._state = ready[shape].program(self._state, ready[shape].batch)
+      jax.block_until_ready(self._state)
+      ratios.append(live / (time.perf_counter() - start))
+      seen |= set(shapes)
+    batches = training_iterator(source)
+    for _ in range(8):  # what was made ahead
+      next(batches)
+    start, number = time.perf_counter(), 64
+    for _ in range(number):
+      next(batches)
+    return {
+      "variant": name,
+      "live_vs_constant_batch": float(np.median(ratios)),
+      "ratios": ratios,
+      "batches_per_second": number / (time.perf_counter() - start),
+      "compiles": len({id(ready[shape].program) for shape in seen}),
+      "buckets": len(source.buckets),
+    }
+
+  def _place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    return sharding.place_batch({key: value[None] for key, value in batch.items()}, self._mesh, row_axis=1)
+
+
+def fastest_batch_size(make: Any, sizes: Sequence[int], repeats: int) -> tuple[int, list[dict[str, float]]]:
+  """Doubles a variant's batch size as long as samples a second grow by more than 3 %.
+
+  Args:
+    make: batch size -> `TrainingSpeed` of the one variant to be swept.
+    sizes: to try, rising.
+    repeats: timings each.
+
+  Returns:
+    The fastest size, and what each one reached.
+  """
+  tried = []
+  for size in sizes:
+    speed = make(size)
+    speed.run(repeats)
+    (figures,) = speed.figures().values()
+    tried.append({"batch_size": size, "samples_per_second": figures["samples_per_second"]})
+    if len(tried) > 1 and figures["samples_per_second"] < 1.03 * tried[-2]["samples_per_second"]:
+      break
+  return int(max(tried, key=lambda one: one["samples_per_second"])["batch_size"]), tried
+
+
+def _is_of(batch: Mapping[str, np.ndarray], items: int, rows: int) -> bool:
+  return batch["history"].shape[:2] == (rows, items) and batch["weight"].sum() > 0.9 * rows

@@ -1,0 +1,17 @@
+"""What XLA tells about a compiled program."""
+
+import jax
+
+
+def device_bytes(program: jax.stages.Compiled) -> int:
+  """Memory of one device that a program needs, by XLA's own plan: arguments, results and everything in between."""
+  memory = program.memory_analysis()
+  return (
+    memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+  )
+
+
+def device_flops(program: jax.stages.Compiled) -> float:
+  """Floating-point operations of one device in one call, by XLA's cost analysis of the optimised program."""
+  costs = program.cost_analysis()
+  return float((costs[0] if isinstance(costs, list) else costs)["flops"])
