@@ -56,7 +56,7 @@ def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: 
   if catalogues:
     result["input"] = speed.live_and_constant("bucketed_pruned", steps=16, repeats=repeats)
     largest = max(catalogues)
-    result["transitions"] = {str(largest): cost_of_transitions(largest)}
+    result["transitions"] = {str(largest): cost_of_transitions(largest, semantic_ids.widths[:-1])}
     decoding = DecodingSpeed(config, histories, semantic_ids, mesh, tuple(catalogues))
     decoding.run(repeats)
     result["decoding"] = decoding.figures()

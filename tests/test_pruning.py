@@ -10,7 +10,8 @@ from flax import nnx
 
 from rastp_jax.config import ModelConfig, PruningConfig
 from rastp_jax.errors import InputError
-from rastp_jax.model import pruning
+from rastp_jax.model import encoder_decoder, pruning
+from rastp_jax.model.layers import Dropout, EncoderBlock
 from rastp_jax.model.pruning import Tokens
 
 MODEL = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=3, decoder_blocks=1)
@@ -133,6 +134,28 @@ def test_a_budget_of_everything_compiles_to_the_dense_program():
   dense = lowered(PruningConfig(criterion="none"))
   assert lowered(PruningConfig(after_block=(0,), keep_tokens=(30,))) == dense
   assert lowered(PruningConfig(after_block=(0,), keep_tokens=(29,))) != dense
+
+
+def test_scoring_keeps_nothing_more_for_the_backward_pass():
+  batch, length = 4, 96
+  block = EncoderBlock(MODEL, rngs=nnx.Rngs(0))
+  graph, params = nnx.split(block)
+  mask, bias = jnp.ones((batch, length), bool), jnp.zeros((1, MODEL.num_heads, length, length))
+
+  def memory(call):
+    def energy(params, hidden):
+      out, received = call(nnx.merge(graph, params), hidden)
+      return jnp.sum(out**2), received
+
+    compiled = jax.jit(jax.grad(energy, has_aux=True)).lower(params, jnp.ones((batch, length, MODEL.d_model))).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  drop, flags = Dropout(None), {"score_dropout": False, "score_padded_queries": False}
+  plain = memory(lambda block, hidden: (block(hidden, mask, bias, drop), None))
+  scored = memory(lambda block, hidden: block.scored(hidden, mask, bias, drop, **flags))
+  probabilities = 4 * batch * MODEL.num_heads * length * length
+  assert plain > probabilities  # which the backward pass needs anyhow
+  assert scored < plain + 0.1 * probabilities
 
 
 @pytest.mark.parametrize("positions", ["original", "none"])

@@ -1,6 +1,7 @@
 """Times generation: constrained and not, and against the size of the catalogue."""
 
 import concurrent.futures
+import math
 import multiprocessing
 import resource
 import sys
@@ -23,29 +24,34 @@ from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.trie import Transitions, build_transitions
 
 
-def generated_codes(items: int, *, levels: int = 3, width: int = 256, seed: int = 0) -> np.ndarray:
-  """Codes of a made-up catalogue: learned codes drawn uniformly, and one more level that tells equal ones apart.
+def generated_codes(items: int, widths: tuple[int, ...], *, seed: int = 0) -> np.ndarray:
+  """Codes of a made-up catalogue.
+
+  Args:
+    items: how many.
+    widths: of all levels but the last; their codes are drawn uniformly, the last one tells equal ones apart.
+    seed: of the draws.
 
   Returns:
-    int32 (items, levels + 1), sorted.
+    int32 (items, len(widths) + 1), sorted.
   """
-  keys = np.sort(np.random.default_rng(seed).integers(0, width**levels, items))
-  first = np.searchsorted(keys, keys)  # where each one's group begins
-  codes = [keys // width ** (levels - 1 - level) % width for level in range(levels)]
-  return np.stack([*codes, np.arange(items) - first], axis=1).astype(np.int32)
+  keys = np.sort(np.random.default_rng(seed).integers(0, math.prod(widths), items))
+  last = np.arange(items) - np.searchsorted(keys, keys)  # place in its group
+  columns = np.unravel_index(keys, widths)
+  return np.stack([*columns, last], axis=1).astype(np.int32)
 
 
-def cost_of_transitions(items: int) -> dict[str, float]:
-  """Seconds to build the transition table of a generated catalogue, and peak memory of a process that does only that.
+def cost_of_transitions(items: int, widths: tuple[int, ...]) -> dict[str, float]:
+  """Seconds to build the transition table of a made-up catalogue, and peak memory of a process that does only that.
 
   The memory counts the codes themselves and the imported libraries in.
   """
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-    return pool.submit(_build_in_child, items).result()
+    return pool.submit(_build_in_child, items, widths).result()
 
 
-def _build_in_child(items: int) -> dict[str, float]:
-  codes = generated_codes(items)
+def _build_in_child(items: int, widths: tuple[int, ...]) -> dict[str, float]:
+  codes = generated_codes(items, widths)
   start = time.perf_counter()
   jax.block_until_ready(jax.tree.leaves(build_transitions(codes)))
   seconds = time.perf_counter() - start
@@ -66,18 +72,16 @@ class DecodingSpeed:
   def __init__(
     self, config: Config, histories: Histories, semantic_ids: SemanticIds, mesh: Mesh, catalogues: tuple[int, ...]
   ):
-    tables = {f"{items} items": generated_codes(items) for items in catalogues}
+    codes = {f"{items} items": generated_codes(items, semantic_ids.widths[:-1]) for items in catalogues}
+    codes = {"constrained": semantic_ids.codes, **codes}
     # One model for all tables, so that they alone differ: each level as wide as its widest.
-    codes = {"constrained": semantic_ids.codes, **tables}
-    depth = max(table.shape[1] for table in codes.values())
-    fitting = {name: table for name, table in codes.items() if table.shape[1] == depth}
-    widths = tuple(np.max([table.max(axis=0) + 1 for table in fitting.values()], axis=0).tolist())
+    widths = tuple(np.max([table.max(axis=0) + 1 for table in codes.values()], axis=0).tolist())
     model = EncoderDecoder(config.model, config.pruning, widths, rngs=nnx.Rngs(config.train.seed))
     place = sharding.replicated(mesh)
     graph, params = nnx.split(model)
     params = jax.device_put(params, place)
     self._tables: dict[str, Transitions | None] = {"unconstrained": None}
-    self._tables |= {name: jax.device_put(build_transitions(table), place) for name, table in fitting.items()}
+    self._tables |= {name: jax.device_put(build_transitions(table), place) for name, table in codes.items()}
     decode = make_decode(mesh, config.eval.beam_width, renormalize=config.eval.renormalize)
     rows = -(-config.eval.batch_size // mesh.size) * mesh.size
     self._batches, self._counts, self._users = {}, {}, histories.num_users

@@ -94,8 +94,8 @@ class TrainingSpeed:
       )
       self._sources[name], self._shapes[name] = source, []
       for bucket in (bucket for bucket in source.buckets if bucket.batches):
-        batch = next(source[i] for i in range(source.steps_per_epoch) if _is_of(source[i], bucket.items, bucket.rows))
-        placed = self._place(batch)
+        batches = (source[step] for step in range(source.steps_per_epoch))
+        placed = self._place(next(b for b in batches if b["history"].shape[:2] == (bucket.rows, bucket.items)))
         length = bucket.items * model.item_length
         key = bucket.items, bucket.rows, tuple(pruning.budgets(config.pruning, length).items())
         if key not in programs:
@@ -216,7 +216,3 @@ def fastest_batch_size(make: Any, sizes: Sequence[int], repeats: int) -> tuple[i
     if len(tried) > 1 and figures["samples_per_second"] < 1.03 * tried[-2]["samples_per_second"]:
       break
   return int(max(tried, key=lambda one: one["samples_per_second"])["batch_size"]), tried
-
-
-def _is_of(batch: Mapping[str, np.ndarray], items: int, rows: int) -> bool:
-  return batch["history"].shape[:2] == (rows, items) and batch["weight"].sum() > 0.9 * rows

@@ -1,0 +1,129 @@
+"""The benchmark measures what it says, and relates only what it measured."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from rastp_jax.benchmarking.decoding_speed import DecodingSpeed, generated_codes
+from rastp_jax.benchmarking.ratios import describe, make_ratios
+from rastp_jax.benchmarking.training_speed import TrainingSpeed, fastest_batch_size
+from rastp_jax.benchmarking.variants import make_variants
+from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig, TrainConfig
+from rastp_jax.data.histories import Histories
+from rastp_jax.semantic_ids.codes import SemanticIds
+
+CONFIG = Config(
+  data=DataConfig(max_items=29, bucket_items=(6, 29)),
+  model=ModelConfig(
+    d_model=16,
+    num_heads=2,
+    head_dim=8,
+    d_ff=32,
+    encoder_blocks=1,
+    decoder_blocks=1,
+    mlp_hidden_layers=1,
+    dropout=0.0,  # compiles faster
+    mlp_dropout=0.0,
+  ),
+  pruning=PruningConfig(after_block=(0,)),
+  train=TrainConfig(optimizer="adam", weight_decay=0.0, clip_norm=0.0),
+  eval=EvalConfig(beam_width=4, batch_size=16, ks=(1,)),
+)
+
+
+def make_data():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(3, 40, 60)
+  items = rng.integers(0, 30, lengths.sum()).astype(np.int32)
+  codes = SemanticIds.from_learned(rng.integers(0, 16, (30, 1)), 16, {})
+  return Histories(items, np.concatenate([[0], np.cumsum(lengths)]), 30, ["u"] * 60, "f"), codes
+
+
+def mesh():
+  return jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def result():
+  variants = make_variants(CONFIG)
+  speed = TrainingSpeed(variants, *make_data(), mesh(), batch_size=8)
+  speed.run(2)
+  result = {"training": speed.figures(), "input": speed.live_and_constant("bucketed_pruned", steps=8, repeats=2)}
+  decoding = DecodingSpeed(CONFIG, *make_data(), mesh(), (100, 2000))
+  decoding.run(2)
+  return result | {"decoding": decoding.figures(), "transitions": {"2000": {"seconds": 2.0, "peak_gb": 0.5}}}
+
+
+def test_variants_differ_in_lengths_and_pruning_alone():
+  variants = make_variants(CONFIG)
+  assert {v.data.sampling for v in variants.values()} == {"subsequences"}
+  assert variants["padded_dense"].data.bucket_items == (30,)
+  assert variants["bucketed_keep50"].pruning.keep_tokens == (50,)
+  assert variants["last10_dense"].data == dataclasses.replace(
+    variants["bucketed_dense"].data, max_items=10, bucket_items=(6, 10)
+  )
+  for name, variant in variants.items():
+    assert (variant.pruning.criterion == "none") == name.endswith("dense")
+    assert dataclasses.replace(variant, data=CONFIG.data, pruning=CONFIG.pruning) == CONFIG
+
+
+def test_training_figures_follow_from_the_timings(result):
+  for name, figures in result["training"].items():
+    steps = sum(shape["batches_an_epoch"] for shape in figures["shapes"])
+    seconds = sum(shape["batches_an_epoch"] * np.median(shape["seconds"]) for shape in figures["shapes"])
+    samples = figures["samples_a_step"] * steps
+    np.testing.assert_allclose(figures["samples_per_second"], samples / seconds)
+    positions = sum(shape["batches_an_epoch"] * shape["rows"] * shape["items"] for shape in figures["shapes"]) * 3
+    np.testing.assert_allclose(figures["real_tokens_per_second"] * seconds, positions * (1 - figures["padding_share"]))
+    assert all(len(shape["seconds"]) == 2 for shape in figures["shapes"]), name
+  training = result["training"]
+  assert training["padded_dense"]["padding_share"] > training["bucketed_dense"]["padding_share"]
+  for less, more in (("padded_pruned", "padded_dense"), ("bucketed_pruned", "bucketed_dense")):
+    assert training[less]["flops_a_sample"] < training[more]["flops_a_sample"]
+    assert training[less]["peak_bytes"] < training[more]["peak_bytes"]
+
+
+def test_a_run_needs_one_program_a_bucket(result):
+  assert result["input"]["compiles"] == result["input"]["buckets"] == 2
+
+
+def test_ratios_relate_figures_of_the_run(result):
+  ratios, training = make_ratios(result), result["training"]
+  speed = lambda name: training[name]["samples_per_second"]
+  np.testing.assert_allclose(
+    ratios["bucketed_keep50_vs_padded_pruned"], speed("bucketed_keep50") / speed("padded_pruned")
+  )
+  limit = training["padded_dense"]["flops_a_sample"] / training["padded_pruned"]["flops_a_sample"]
+  np.testing.assert_allclose(ratios["share_of_flop_limit"], speed("padded_pruned") / speed("padded_dense") / limit)
+  tables = result["decoding"]["tables"]
+  slower = tables["unconstrained"]["users_per_second"] / tables["constrained"]["users_per_second"]
+  np.testing.assert_allclose(ratios["constrained_vs_unconstrained"], slower)
+  assert ratios["transitions_2k_seconds"] == 2.0 and "decode_2k_vs_0k_items" in ratios
+  text = describe(result | {"ratios": ratios})
+  assert "bucketed_keep50" in text and "2000 items" in text and "of peak" not in text  # a CPU has no known peak
+
+
+def test_generated_codes_are_unique_and_in_range():
+  codes = generated_codes(5000, (16, 16, 16))
+  assert len(np.unique(codes, axis=0)) == 5000 and codes[:, :3].max() == 15 and (codes >= 0).all()
+  assert codes[:, 3].max() >= 2  # 5,000 draws from 4,096 collide
+
+
+def test_the_sweep_stops_when_larger_batches_bring_nothing():
+  class Fake:
+    def __init__(self, size):
+      self.size = size
+
+    def run(self, repeats):
+      pass
+
+    def figures(self):
+      return {"only": {"samples_per_second": min(self.size, 400) * 1.0}}
+
+  best, tried = fastest_batch_size(Fake, [100, 200, 400, 800, 1600], 1)
+  assert best == 400 and [one["batch_size"] for one in tried] == [100, 200, 400, 800]
+  assert math.isclose(tried[-1]["samples_per_second"], 400)
