@@ -13,5 +13,14 @@ def device_bytes(program: jax.stages.Compiled) -> int:
 
 def device_flops(program: jax.stages.Compiled) -> float:
   """Floating-point operations of one device in one call, by XLA's cost analysis of the optimised program."""
+  return _costs(program)["flops"]
+
+
+def device_traffic(program: jax.stages.Compiled) -> float:
+  """Bytes that one device reads and writes in one call, by the same analysis: caches are not taken into account."""
+  return _costs(program)["bytes accessed"]
+
+
+def _costs(program: jax.stages.Compiled) -> dict[str, float]:
   costs = program.cost_analysis()
-  return float((costs[0] if isinstance(costs, list) else costs)["flops"])
+  return costs[0] if isinstance(costs, list) else costs

@@ -13,7 +13,8 @@ _COLUMNS = (
   ("flops_a_sample", "MFLOP a sample", "{:,.0f}", 1e-6),
   ("peak_bytes", "peak MB", "{:,.0f}", 1e-6),
   ("compile_seconds", "compile s", "{:.1f}", 1.0),
-  ("model_flops_utilization", "of peak", "{:.1%}", 1.0),
+  ("flops_utilization", "MFU", "{:.1%}", 1.0),
+  ("roofline_share", "of roofline", "{:.1%}", 1.0),
 )
 
 

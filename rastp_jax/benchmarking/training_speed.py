@@ -16,20 +16,21 @@ from rastp_jax.data.batches import TrainingBatches, training_iterator
 from rastp_jax.data.histories import Histories
 from rastp_jax.model import pruning
 from rastp_jax.model.encoder_decoder import EncoderDecoder
-from rastp_jax.programs import device_bytes, device_flops
+from rastp_jax.programs import device_bytes, device_flops, device_traffic
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training import trainer
 from rastp_jax.training.optimizer import make_optimizer
 
-# Peak of dense bfloat16 arithmetic in FLOP/s (vendors' data sheets, without sparsity), by JAX's name of the device.
-PEAK_FLOPS = {
-  "NVIDIA A100": 312e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA H200": 989e12,
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
+# By JAX's name of the device: peak of dense bfloat16 arithmetic in FLOP/s and memory bandwidth in bytes/s (vendors' data
+# sheets, without sparsity, largest memory).
+PEAKS = {
+  "NVIDIA A100": (312e12, 2.04e12),
+  "NVIDIA H100": (989e12, 3.35e12),
+  "NVIDIA H200": (989e12, 4.8e12),
+  "TPU v4": (275e12, 1.23e12),
+  "TPU v5 lite": (197e12, 0.82e12),
+  "TPU v5p": (459e12, 2.77e12),
+  "TPU v6 lite": (918e12, 1.64e12),
 }
 _SHORTEST = 0.2  # seconds of a timed block: faster steps are repeated inside it
 
@@ -135,16 +136,21 @@ class TrainingSpeed:
     positions = sum(s.batches * s.rows * s.items for s in shapes) * self._item_length
     steps = sum(s.batches for s in shapes)
     seconds = sum(s.batches * s.median for s in shapes)
-    flops = sum(s.batches * device_flops(s.program) for s in shapes) * self._mesh.size
-    peak = next((p for kind, p in PEAK_FLOPS.items() if jax.devices()[0].device_kind.startswith(kind)), None)
+    flops = sum(s.batches * device_flops(s.program) for s in shapes)
+    traffic = sum(s.batches * device_traffic(s.program) for s in shapes)
+    peaks = next((p for kind, p in PEAKS.items() if jax.devices()[0].device_kind.startswith(kind)), None)
+    at_peak = {"arithmetic": flops / peaks[0], "memory": traffic / peaks[1]} if peaks else {}
     return {
       "samples_per_second": len(starts) / seconds,
       "real_tokens_per_second": real / seconds,
       "milliseconds_a_step": 1e3 * seconds / steps,
       "samples_a_step": len(starts) / steps,
       "padding_share": 1 - real / positions,
-      "flops_a_sample": flops / len(starts),
-      "model_flops_utilization": None if peak is None else flops / seconds / (peak * self._mesh.size),
+      "flops_a_sample": flops * self._mesh.size / len(starts),
+      "bytes_a_sample": traffic * self._mesh.size / len(starts),
+      "flops_utilization": at_peak["arithmetic"] / seconds if peaks else None,
+      "roofline_share": max(at_peak.values()) / seconds if peaks else None,
+      "bound_by": max(at_peak, key=at_peak.get) if peaks else None,
       "peak_bytes": max(device_bytes(s.program) for s in shapes),
       "compile_seconds": sum(s.compile_seconds for s in shapes),
       "shapes": [
