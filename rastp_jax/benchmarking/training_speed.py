@@ -21,7 +21,7 @@ from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training import trainer
 from rastp_jax.training.optimizer import make_optimizer
 
-# By JAX's name of the device: peak of dense bfloat16 arithmetic in FLOP/s and memory bandwidth in bytes/s (vendors' data
+# Peak of dense bfloat16 arithmetic in FLOP/s and memory bandwidth in bytes/s, by JAX's name of the device (vendors' data
 # sheets, without sparsity, largest memory).
 PEAKS = {
   "NVIDIA A100": (312e12, 2.04e12),
