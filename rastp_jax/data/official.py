@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,22 +124,33 @@ class OfficialFiles:
 def _parse_product(line: str, place: str) -> tuple[str, Item, bool]:
   """The asin, the item, and whether its text held HTML entities."""
   try:
-    row = ast.literal_eval(line)
+    row = _literal(line)
     asin = row["asin"]
     if not isinstance(asin, str):
       raise TypeError(f"asin is {asin!r}")
     texts = sources.text_fields(row, ("title", "brand"))
     categories = sources.category_paths(row.get("categories"))
-  except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
-    what = error.msg if isinstance(error, SyntaxError) else error
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise InputError(
-      f"{place} cannot be read as a product ({type(error).__name__}: {what}): expected a dict of plain values written "
+      f"{place} cannot be read as a product ({type(error).__name__}: {error}): expected a dict of plain values written "
       "as Python writes it, with asin and, as far as known, title, brand and categories; get the file again."
     ) from None
   plain = {name: html.unescape(text) for name, text in texts.items()}
   plain_categories = tuple(html.unescape(path) for path in categories)
   escaped = plain != texts or plain_categories != categories
   return asin, Item(item_id=asin, asin=asin, **plain, categories=plain_categories), escaped
+
+
+def _literal(line: str) -> Any:
+  """The value that a line of Python is; nothing in it is run."""
+  try:
+    return ast.literal_eval(line)
+  except SyntaxError as error:
+    raise ValueError(error.msg) from None
+  except ValueError:  # its message would be an address in memory
+    raise ValueError("the line holds more than plain values") from None
+  except (RecursionError, MemoryError):
+    raise ValueError("the line is nested too deeply") from None
 
 
 def download(directory: str | os.PathLike, dataset: str) -> OfficialFiles:

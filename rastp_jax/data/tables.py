@@ -86,11 +86,14 @@ class Table:
       self._expect_content(row)
       return list(row), row
     with sources.unpacked(self.path, "Opening") as file:
+      # What is no UTF-8 further down is found, with its line, when it is read.
+      reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline=""))
       try:
-        reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
         header, first = next(reader, []), next(reader, [])
-      except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{self.path} is no CSV file in UTF-8 ({error}): write it again in that form.") from None
+      except csv.Error as error:
+        raise InputError(f"{self.path} is no CSV file ({error}): write it again in that form.") from None
+    if any("\ufffd" in name for name in header):
+      raise InputError(f"{self.path} has column names that are no UTF-8 text: write the file again in UTF-8.")
     self._expect_content(header)
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
@@ -263,8 +266,8 @@ def _say(arrow: str) -> str:
   """What Arrow's own message about a CSV file means to its owner."""
   value = re.search(r"Row #(\d+): CSV conversion error to (\w+).*: (invalid .*)", arrow)
   if value:
-    kind = "text" if value[2] == "string" else f"a value like those above it ({value[2]})"
-    return f"line {value[1]} has an {value[3]}: expected {kind}; correct the line or write the file again."
+    kind = "UTF-8 text" if value[2] == "string" else f"a value like those above it ({value[2]})"
+    return f"line {value[1]} cannot be read ({value[3]}): expected {kind}; correct the line or write the file again."
   width = re.search(r"Row #(\d+): (Expected \d+ columns, got \d+)", arrow)
   if width:
     return f"line {width[1]} is torn: {width[2][0].lower()}{width[2][1:]}; correct the line or write the file again."
