@@ -7,6 +7,7 @@ import gzip
 import json
 import pathlib
 import re
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pytest
 from rastp_jax.config import DataConfig
 from rastp_jax.data import histories, interactions, raw, tables
 from rastp_jax.errors import InputError
+from tests.tools import prepare_at_scale
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Not in time order, a tie in time (bob's 9), an exact repeat (ann's pen), and a repeat at another time (bob's cup).
@@ -213,6 +215,19 @@ def test_many_small_files_hold_the_same_rows(tmp_path, monkeypatch):
   prepared, found = prepare(tmp_path, rows)
   assert len(list(pathlib.Path(prepared.histories_dir).glob("*array_record*"))) == 4
   assert found == {f"u{u}": [f"i{(u + k) % 7}" for k in range(3 + u % 3)] for u in range(11)}
+
+
+def test_no_python_object_is_made_per_interaction(tmp_path):
+  """Memory grows by some bytes an interaction; a tuple of three numbers alone would take 150."""
+  peaks = []
+  for interactions_ in (50_000, 200_000):
+    prepare_at_scale.generate(tmp_path / "interactions.csv", interactions_, users=2_000, items=500)
+    source = raw.open_source(DataConfig(dataset="mine"), str(tmp_path))
+    tracemalloc.start()
+    assert len(source.read().items) > 0.99 * interactions_
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  assert (peaks[1] - peaks[0]) / 150_000 < 60
 
 
 def test_the_documented_example(tmp_path):
