@@ -16,6 +16,7 @@ import ml_collections
 
 from rastp_jax.errors import InputError
 
+# Datasets with a meaning of their own; any other name is a dataset of the user's own (docs/your_data.md).
 DATASETS = ("beauty", "sports", "toys", "synthetic")
 
 
@@ -60,7 +61,7 @@ class Duration:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  dataset: str = "beauty"  # TFDS builder config, one of DATASETS
+  dataset: str = "beauty"  # one of DATASETS, or a name for your own data: a-z, 0-9 and _
   data_dir: str = "data"  # prepared datasets and semantic IDs live here
   max_items: int = 29  # history items a model reads at most (the most recent ones)
   bucket_items: tuple[int, ...] = ()  # batches come in these static lengths, in items; (): chosen to fit the data
@@ -70,6 +71,16 @@ class DataConfig:
   samples_per_draw: int = 512  # subsequences: drawn with replacement from a group of users, duplicates merged
   mix_users: bool = True  # False: a batch holds the samples of one draw only, as published (needs a single bucket)
   workers: int = 0  # Grain worker processes that make batches; 0: threads of this process
+  # The rest is about a file of your own, interactions.csv, .jsonl or .parquet (docs/your_data.md).
+  user_column: str = "user"
+  item_column: str = "item"  # in the items file too
+  time_column: str = "timestamp"
+  title_column: str = "title"
+  brand_column: str = "brand"
+  categories_column: str = "categories"
+  core: int = 5  # users and items with fewer interactions are left out, again and again; 1: none
+  min_length: int = 3  # users with fewer items are left out
+  repeats: str = "keep"  # "first": only a user's first interaction with an item; "keep": all at different times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +244,10 @@ def _at_least(value, least, field: str):
 
 def _check(config: Config):
   d, s, m, p, t, e = config.data, config.semantic_ids, config.model, config.pruning, config.train, config.eval
-  _one_of(d.dataset, DATASETS, "data.dataset")
+  _check_dataset_name(d.dataset)
+  _one_of(d.repeats, ("keep", "first"), "data.repeats")
+  _at_least(d.core, 1, "data.core")
+  _at_least(d.min_length, 3, "data.min_length")  # a history of one item, and two held out
   _one_of(d.sampling, ("prefixes", "subsequences"), "data.sampling")
   for name in ("max_items", "buckets", "users_per_draw", "samples_per_draw"):
     _at_least(getattr(d, name), 1, f"data.{name}")
@@ -290,6 +304,21 @@ def _check(config: Config):
       "says nothing about more."
     )
   _at_least(e.batch_size, 1, "eval.batch_size")
+
+
+def _check_dataset_name(name: str):
+  if not re.fullmatch("[a-z0-9_]+", name):
+    raise InputError(
+      f"config.data.dataset={name!r} is no name for a dataset: expected letters a to z, digits and _, as it becomes "
+      "part of file names."
+    )
+  # "beuty" is a slip, "beauty_2023" is not.
+  close = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.8)
+  if close and close[0] not in name:
+    raise InputError(
+      f"config.data.dataset={name!r} is not known, and too near a known name for a dataset of your own: did you mean "
+      f"{close[0]!r}?"
+    )
 
 
 def _check_pruning(p: PruningConfig, m: ModelConfig, positions: int):

@@ -1,6 +1,7 @@
-"""Writing files whole or not at all."""
+"""Writing files and directories whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -65,3 +66,55 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
 
 def write_json(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
   write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def exclusive(directory: str | os.PathLike) -> Iterator[None]:
+  """Makes a directory and keeps other processes that ask for it out; a killed process holds nothing.
+
+  Raises:
+    InputError: another process is in it.
+  """
+  pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(f"Another process is writing to {directory}: wait until it is done, or stop it.") from None
+    yield
+  finally:
+    os.close(handle)
+
+
+@contextlib.contextmanager
+def workshop(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """An empty directory to make things in before they are moved to their place; gone afterwards, whatever happens.
+
+  What a killed process left in it is removed. Parents that had to be made for it go too if nothing is in them.
+
+  Raises:
+    InputError: another process works in it.
+  """
+  directory = pathlib.Path(directory)
+  made = [parent for parent in (directory, *directory.parents) if not parent.exists()]
+  try:
+    with exclusive(directory):
+      try:
+        _empty(directory)
+        yield directory
+      finally:
+        _empty(directory)
+        directory.rmdir()
+  finally:
+    for parent in made:
+      with contextlib.suppress(OSError):  # in use
+        parent.rmdir()
+
+
+def _empty(directory: pathlib.Path) -> None:
+  for entry in directory.iterdir():
+    if entry.is_dir() and not entry.is_symlink():
+      shutil.rmtree(entry)
+    else:
+      entry.unlink()

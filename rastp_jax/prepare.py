@@ -1,7 +1,8 @@
 """Makes a dataset ready to train on: reviews and items as TFDS tables, and the items' semantic IDs.
 
-python -m rastp_jax.prepare --config=configs/beauty.py --raw_dir=DIR
-python -m rastp_jax.prepare --config=configs/synthetic.py
+python -m rastp_jax.prepare --config=configs/beauty.py                   # downloads the published files
+python -m rastp_jax.prepare --config=configs/beauty.py --raw_dir=DIR     # or takes them from a directory
+python -m rastp_jax.prepare --config=configs/own.py --raw_dir=DIR        # your own data: docs/your_data.md
 """
 
 import dataclasses
@@ -15,8 +16,9 @@ from absl import flags
 
 from rastp_jax import cli
 from rastp_jax.config import Config
-from rastp_jax.data import amazon_reviews
-from rastp_jax.data.amazon_reviews import Prepared, Source
+from rastp_jax.data import raw
+from rastp_jax.data.amazon_reviews import Prepared
+from rastp_jax.data.sources import Source
 from rastp_jax.errors import InputError
 from rastp_jax.semantic_ids import codes, embeddings, residual_kmeans
 from rastp_jax.semantic_ids.codes import SemanticIds
@@ -26,8 +28,9 @@ flags.adopt_module_key_flags(cli)  # so that --help shows it
 _RAW_DIR = flags.DEFINE_string(
   "raw_dir",
   None,
-  "Directory with sequences.txt(.gz), items.jsonl(.gz) and perhaps embeddings.npy; not needed for the synthetic "
-  "dataset or to look at what is prepared already.",
+  "Directory of raw files: sequences.txt and items.jsonl, or reviews_CATEGORY_5.json and meta_CATEGORY.json, or "
+  "interactions.csv, .jsonl or .parquet (docs/your_data.md). Without it, beauty, sports and toys are downloaded, if "
+  "not prepared yet.",
 )
 
 
@@ -53,8 +56,7 @@ class Outcome:
     d = self.dataset
     return "\n".join(
       [
-        f"{d.num_users} users, {d.num_items} items, {d.num_interactions} interactions; {d.dropped_users} users with "
-        f"fewer than {amazon_reviews.MIN_ITEMS} items left out",
+        d.describe(),
         self.semantic_ids.describe(),
         f"{found if d.reused else made} {d.histories_dir}",
         f"{found if d.reused else made} {d.items_dir}",
@@ -68,21 +70,16 @@ def prepare(config: Config, raw_dir: str | None = None) -> Outcome:
 
   Args:
     config: `data` and `semantic_ids` matter.
-    raw_dir: directory of the raw files; without one, everything must be there already (or be synthetic).
+    raw_dir: directory of the raw files; without one, everything must be there already, be downloaded or be synthetic.
 
   Raises:
     InputError: the raw files are damaged or not this dataset's, or what is there was made from other files or with
       other settings. Nothing is overwritten.
   """
-  name, data_dir = config.data.dataset, config.data.data_dir
-  source = amazon_reviews.open_source(name, raw_dir or "") if raw_dir or name == "synthetic" else None
-  if source is None:
-    dataset = amazon_reviews.open_prepared(data_dir, name)
-    vectors = None
-  else:
-    dataset = amazon_reviews.prepare(data_dir, name, source)
-    vectors = source.embeddings(dataset.num_items)
+  name = config.data.dataset
   path = codes.semantic_ids_path(config)
+  dataset, source = raw.prepare_dataset(config.data, raw_dir, needs_source=not path.exists())
+  vectors = None if source is None else source.embeddings(dataset.num_items)
   if path.exists():
     ids = codes.load(path, dataset=name, fingerprint=dataset.fingerprint, num_items=dataset.num_items)
     _check_same(path, ids.provenance, _provenance(config, dataset, source, vectors))

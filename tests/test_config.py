@@ -11,7 +11,7 @@ from rastp_jax.config import Config, Duration
 from rastp_jax.errors import InputError
 
 
-@pytest.mark.parametrize("name", ["beauty", "sports", "toys", "tiny"])
+@pytest.mark.parametrize("name", ["beauty", "sports", "toys", "own", "tiny"])
 @pytest.mark.parametrize("variants", ["", "cpu", "reference", "dense", "cpu,dense"])
 def test_config_files_are_sound(name, variants):
   get_config = importlib.import_module(f"configs.{name}").get_config

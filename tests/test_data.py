@@ -3,11 +3,17 @@
 import gzip
 import json
 import pathlib
+import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from rastp_jax import files
 from rastp_jax.data import amazon_reviews, histories, synthetic
+from rastp_jax.data.sequences import SequencesDirectory
 from rastp_jax.errors import InputError
 
 SEQUENCES = ["alice 1 2 3 4", "bob 4 3", "carol 2 2 5"]
@@ -15,17 +21,10 @@ ITEMS = [{"item_id": k, "title": f"Item {k}", "brand": "", "categories": [["A", 
 
 
 @pytest.fixture(autouse=True)
-def small_dataset(monkeypatch):
-  """A dataset without published sizes, and one whose published sizes are those of the files above."""
-  added = [
-    amazon_reviews.ReviewsConfig(name="small", description="for tests"),
-    amazon_reviews.ReviewsConfig(name="sized", description="for tests", users=2, items=5, interactions=7),
-  ]
-  monkeypatch.setattr(amazon_reviews, "DATASETS", [*amazon_reviews.DATASETS, *added])
-  for builder in (amazon_reviews.ReviewHistories, amazon_reviews.ReviewItems):
-    monkeypatch.setattr(builder, "BUILDER_CONFIGS", amazon_reviews.DATASETS)
-    by_name = {config.name: config for config in amazon_reviews.DATASETS}
-    monkeypatch.setattr(builder, "builder_configs", by_name)  # TFDS derives it once a class
+def sized(monkeypatch):
+  """A dataset whose published sizes are those of the files above."""
+  config = amazon_reviews.ReviewsConfig(name="sized", description="for tests", users=2, items=5, interactions=7)
+  monkeypatch.setattr(amazon_reviews, "DATASETS", [*amazon_reviews.DATASETS, config])
 
 
 def write_raw(root: pathlib.Path, sequences=SEQUENCES, items=ITEMS, gzipped=True) -> str:
@@ -38,7 +37,7 @@ def write_raw(root: pathlib.Path, sequences=SEQUENCES, items=ITEMS, gzipped=True
 
 
 def prepare(tmp_path, raw_dir, dataset="small"):
-  return amazon_reviews.prepare(str(tmp_path / "data"), dataset, amazon_reviews.RawDirectory(raw_dir))
+  return amazon_reviews.prepare(str(tmp_path / "data"), dataset, SequencesDirectory(raw_dir))
 
 
 def files_under(root: pathlib.Path) -> dict[str, bytes]:
@@ -150,31 +149,74 @@ def test_sizes_must_be_the_published_ones(tmp_path):
   assert not (tmp_path / "data").exists()
 
 
-def test_missing_files_and_directories_are_named(tmp_path):
-  with pytest.raises(InputError, match="no directory .*nowhere"):
-    amazon_reviews.RawDirectory(str(tmp_path / "nowhere"))
-  with pytest.raises(InputError, match=r"holds neither sequences.txt nor sequences.txt.gz"):
-    amazon_reviews.RawDirectory(str(tmp_path))
+def test_missing_files_are_named(tmp_path):
   write_raw(tmp_path / "raw")
   write_raw(tmp_path / "raw", gzipped=False)
   with pytest.raises(InputError, match="holds both sequences.txt and sequences.txt.gz"):
-    amazon_reviews.RawDirectory(str(tmp_path / "raw"))
+    SequencesDirectory(str(tmp_path / "raw"))
+  for path in (tmp_path / "raw").glob("items*"):
+    path.unlink()
+  (tmp_path / "raw" / "sequences.txt").unlink()
+  with pytest.raises(InputError, match=r"holds neither items.jsonl nor items.jsonl.gz"):
+    SequencesDirectory(str(tmp_path / "raw"))
 
 
-def test_an_interrupted_write_leaves_no_table_and_can_be_repeated(tmp_path, monkeypatch):
-  raw_dir = write_raw(tmp_path / "raw")
+def test_an_interrupted_write_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch):
+  source = SequencesDirectory(write_raw(tmp_path / "raw"))
 
-  def stopped(self):
-    yield 0, self._rows[0]
+  def stopped(*_):
+    yield {"user_id": "alice", "items": np.arange(4, dtype=np.int32)}
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(amazon_reviews.ReviewHistories, "_generate_examples", stopped)
+    patch.setattr(amazon_reviews, "_history_rows", stopped)
     with pytest.raises(KeyboardInterrupt):
-      prepare(tmp_path, raw_dir)
-  assert not [path for path in files_under(tmp_path / "data") if "review_histories" in path and "1.0.0" in path]
+      amazon_reviews.prepare(str(tmp_path / "data"), "small", source)
+  assert not (tmp_path / "data").exists()
+  assert amazon_reviews.prepare(str(tmp_path / "data"), "small", source).num_users == 2
+
+
+KILLED = """
+import os, signal, sys
+from rastp_jax.data import amazon_reviews, sequences
+
+def killed(*_):
+  yield {"user_id": "alice", "items": [0, 1, 2, 3]}
+  os.kill(os.getpid(), signal.SIGKILL)
+
+amazon_reviews._history_rows = killed
+amazon_reviews.prepare(sys.argv[1], "small", sequences.SequencesDirectory(sys.argv[2]))
+"""
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path):
+  raw_dir = write_raw(tmp_path / "raw")
+  arguments = [sys.executable, "-c", KILLED, str(tmp_path / "data"), raw_dir]
+  assert subprocess.run(arguments, timeout=60).returncode == -signal.SIGKILL
+  left = [path for path in (tmp_path / "data").rglob("incomplete.*")]
+  assert len(left) == 1 and (tmp_path / "data" / ".preparing_small") in left[0].parents
   with pytest.raises(InputError, match="not prepared"):
     histories.load(str(tmp_path / "data"), "small")
+  assert prepare(tmp_path, raw_dir).num_users == 2
+  assert {path.name for path in (tmp_path / "data").iterdir()} == {"review_histories", "review_items"}
+  assert not [path for path in (tmp_path / "data").rglob("incomplete.*")]
+
+
+def test_a_run_killed_between_the_two_moves_is_repeated(tmp_path):
+  prepared = prepare(tmp_path, write_raw(tmp_path / "raw"))
+  shutil.rmtree(prepared.histories_dir)
+  other = write_raw(tmp_path / "other", items=[*ITEMS, {"item_id": 6}])
+  assert prepare(tmp_path, other).num_items == 6
+  assert len(histories.load_items(str(tmp_path / "data"), "small")) == 6
+
+
+def test_two_runs_at_once_do_not_mix(tmp_path):
+  raw_dir = write_raw(tmp_path / "raw")
+  with (
+    files.workshop(tmp_path / "data" / ".preparing_small"),
+    pytest.raises(InputError, match="Another process is writing to .*preparing_small: wait"),
+  ):
+    prepare(tmp_path, raw_dir)
   assert prepare(tmp_path, raw_dir).num_users == 2
 
 

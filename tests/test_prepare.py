@@ -83,8 +83,6 @@ def test_other_settings_are_refused_and_overwrite_nothing(config, change):
 
 def test_raw_directory_with_and_without_embeddings(config, raw):
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="toys"))
-  with pytest.raises(InputError, match="rastp_jax.prepare` with the same --config and --raw_dir=DIR"):
-    prepare(config)
   first = prepare(with_ids(config, width=4), str(raw))
   assert first.semantic_ids.num_items == 8
   assert prepare(with_ids(config, width=4)).reused_semantic_ids  # all is there: no raw files needed

@@ -21,8 +21,8 @@ from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training import trainer
 from rastp_jax.training.optimizer import make_optimizer
 
-# Peak of dense bfloat16 arithmetic in FLOP/s and memory bandwidth in bytes/s, by JAX's name of the device (vendors' data
-# sheets, without sparsity, largest memory).
+# Peak of dense bfloat16 arithmetic in FLOP/s and memory bandwidth in bytes/s, by JAX's name of the device (data sheets,
+# without sparsity, largest memory).
 PEAKS = {
   "NVIDIA A100": (312e12, 2.04e12),
   "NVIDIA H100": (989e12, 3.35e12),

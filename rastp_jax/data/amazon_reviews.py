@@ -1,29 +1,28 @@
 """Review histories and item tables as TFDS datasets in ArrayRecord files, without TensorFlow.
 
-A dataset is one entry of `DATASETS` and two TFDS builders share that list: `ReviewHistories` (one row a user) and
-`ReviewItems` (one row an item). Where rows come from is a `Source`'s business; `RawDirectory` reads id sequences with
-an items file, `synthetic.SyntheticSource` generates. A new kind of raw file is a new `Source`.
+Every dataset is a config of two TFDS builders: `ReviewHistories` (one row a user) and `ReviewItems` (one row an item).
+`DATASETS` lists the ones whose sizes are published; any other name is a dataset of the user's own. Where rows come from
+is a `sources.Source`'s business.
 """
 
 import contextlib
 import dataclasses
-import functools
-import gzip
-import hashlib
 import io
-import json
+import itertools
 import pathlib
+import shutil
 import tempfile
-import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow_datasets as tfds
 
-from rastp_jax.data.synthetic import SyntheticSource
+from rastp_jax import files
+from rastp_jax.data import sources
+from rastp_jax.data.sources import RawData, Source
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import embeddings
 from rastp_jax.semantic_ids.embeddings import Item
 
 # Validation and test each take one item as target, and validation needs a history of at least one more.
@@ -31,6 +30,8 @@ MIN_ITEMS = 3
 
 _FILE_FORMAT = "array_record"
 _SPLIT = "rows"  # leave-one-out is by position in time, not by row, so TFDS sees one split
+_SHARD_ROWS = 1 << 16  # rows a file; TFDS holds one file's rows in memory
+_READ_ROWS = 1 << 12  # rows read at a time
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -61,183 +62,25 @@ DATASETS = [
 ]
 
 
-class Source(Protocol):
-  """Where a dataset's rows come from.
-
-  Attributes:
-    where: what messages call the source, a directory for instance.
-  """
-
-  where: str
-
-  def fingerprint(self) -> str:
-    """Identifies the contents of users and items."""
-
-  def items(self) -> Iterator[Item]:
-    """Yields the catalogue; the k-th item is row k."""
-
-  def users(self) -> Iterator[tuple[str, list[int]]]:
-    """Yields (user id, item rows from 0 in time order), users of any length."""
-
-  def embeddings(self, num_items: int) -> np.ndarray | None:
-    """Item vectors, float32 (num_items, features), or None where the source has none."""
-
-
-def open_source(dataset: str, raw_dir: str) -> Source:
-  """The source of a dataset's raw rows; the synthetic one needs no directory.
-
-  Raises:
-    InputError: the directory is missing, lacks a file, or a file cannot be unpacked.
-  """
-  return SyntheticSource() if dataset == "synthetic" else RawDirectory(raw_dir)
-
-
-class RawDirectory:
-  """A directory with `sequences.txt`, `items.jsonl` (either may be gzipped) and perhaps `embeddings.npy`.
-
-  sequences.txt: one user a line, `user_id item_id item_id …`, item ids from 1, in time order. items.jsonl: one item a
-  line, `item_id`, and as far as known `asin`, `title`, `brand`, `categories` (a list of paths, each a list of names).
-  embeddings.npy: row k = item id k + 1.
-  """
-
-  def __init__(self, raw_dir: str):
-    root = pathlib.Path(raw_dir)
-    if not root.is_dir():
-      raise InputError(
-        f"There is no directory {raw_dir}: give --raw_dir a directory with sequences.txt(.gz) and items.jsonl(.gz)."
-      )
-    self.where = str(root)
-    self._embeddings = root / "embeddings.npy"
-    self._sequences = _find(root, "sequences.txt")
-    self._items = _find(root, "items.jsonl")
-    self._text = {path: _unpack(path) for path in (self._sequences, self._items)}
-
-  def fingerprint(self) -> str:
-    """sha256 over both files' unpacked contents."""
-    digest = hashlib.sha256()
-    for path in (self._sequences, self._items):
-      digest.update(hashlib.sha256(self._text[path]).digest())
-    return digest.hexdigest()
-
-  def items(self) -> Iterator[Item]:
-    """Yields the catalogue in the order of item ids.
-
-    Raises:
-      InputError: a line is no JSON object, a field has the wrong type, or the ids are not 1, 2, … each once.
-    """
-    return iter(self._catalogue)
-
-  def users(self) -> Iterator[tuple[str, list[int]]]:
-    """Yields users in file order.
-
-    Raises:
-      InputError: a line is empty, an item id is no integer or not in the items file, a user comes twice.
-    """
-    num_items = len(self._catalogue)
-    seen: dict[str, int] = {}
-    for number, line in _lines(self._sequences, self._text[self._sequences]):
-      user, *ids = line.split() or [""]
-      place = f"{self._sequences} line {number}"
-      if not user:
-        raise InputError(f"{place} is empty: expected a user id and item ids; remove the line or copy the file again.")
-      if user in seen:
-        raise InputError(f"{place} gives user {user!r} again, after line {seen[user]}: expected one line a user.")
-      seen[user] = number
-      try:
-        rows = [int(text) - 1 for text in ids]
-      except ValueError:
-        wrong = next(text for text in ids if not text.removeprefix("-").isdecimal())
-        raise InputError(
-          f"{place} has the item id {wrong!r}, expected integers from 1 to {num_items}: the file is damaged or of "
-          "another format; copy it again."
-        ) from None
-      if rows and not 0 <= min(rows) <= max(rows) < num_items:
-        wrong = next(row + 1 for row in rows if not 0 <= row < num_items)
-        raise InputError(
-          f"{place} has the item id {wrong}, which has no row in {self._items} (ids 1 to {num_items}): use the two "
-          "files of one dataset."
-        )
-      yield user, rows
-
-  def embeddings(self, num_items: int) -> np.ndarray | None:
-    return embeddings.load_embeddings(self._embeddings, num_items) if self._embeddings.exists() else None
-
-  @functools.cached_property
-  def _catalogue(self) -> list[Item]:
-    found: dict[int, Item] = {}
-    for number, line in _lines(self._items, self._text[self._items]):
-      place = f"{self._items} line {number}"
-      try:
-        row = json.loads(line)
-        item_id, item = _parse_item(row)
-      except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-          f"{place} cannot be read as an item ({type(error).__name__}: {error}): expected a JSON object with an "
-          "integer item_id and, as far as known, asin, title, brand and categories; copy the file again."
-        ) from None
-      if item_id in found:
-        raise InputError(f"{place} gives item id {item_id} a second time: expected one line an item.")
-      found[item_id] = item
-    if not found:
-      raise InputError(f"{self._items} holds no items: copy the file again.")
-    if max(found) != len(found) or min(found) != 1:
-      missing = next(i for i in range(1, len(found) + 1) if i not in found)
-      raise InputError(
-        f"{self._items} has {len(found)} items but none with item id {missing}: expected the ids 1 to {len(found)}, "
-        "each once; copy the file again."
-      )
-    return [found[item_id] for item_id in sorted(found)]
-
-
-def _parse_item(row: dict[str, Any]) -> tuple[int, Item]:
-  item_id = row["item_id"]
-  if type(item_id) is not int:
-    raise TypeError(f"item_id is {item_id!r}")
-  texts = {name: row.get(name) or "" for name in ("asin", "title", "brand")}
-  for name, text in texts.items():
-    if not isinstance(text, str):
-      raise TypeError(f"{name} is {text!r}")
-  categories = tuple(" > ".join(path) for path in row.get("categories") or ())
-  return item_id, Item(item_id=str(item_id), **texts, categories=categories)
-
-
-def _find(root: pathlib.Path, name: str) -> pathlib.Path:
-  found = [path for path in (root / name, root / f"{name}.gz") if path.exists()]
-  if len(found) != 1:
-    what = "both" if found else "neither"
-    raise InputError(f"{root} holds {what} {name} {'and' if found else 'nor'} {name}.gz: expected exactly one of them.")
-  return found[0]
-
-
-def _unpack(path: pathlib.Path) -> bytes:
-  try:
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-  except (EOFError, OSError, zlib.error) as error:
-    raise InputError(f"{path} is damaged or cut short ({error}): copy it again.") from error
-
-
-def _lines(path: pathlib.Path, text: bytes) -> Iterator[tuple[int, str]]:
-  # Split as bytes: str.splitlines would also split at characters that titles may hold.
-  for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), start=1):
-    try:
-      yield number, line.decode()
-    except UnicodeDecodeError as error:
-      raise InputError(f"{path} line {number} is no UTF-8 text ({error.reason}): copy the file again.") from None
-
-
-class _ReviewTable:
-  """What both builders share: the datasets, the metadata, and rows handed over by `prepare`."""
+class _ReviewTable(tfds.core.ShardBasedBuilder):
+  """What both builders share: any dataset name, the metadata, and rows handed over by `prepare`."""
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = DATASETS
-  # Nothing is downloaded, so TFDS need not look beside the code for checksums (its search imports
-  # importlib_resources, which it does not declare as a requirement).
+  # TFDS need not look beside the code for checksums (its search imports importlib_resources, which it does not declare
+  # as a requirement).
   code_path = None
 
-  def __init__(self, *, rows: Sequence[dict[str, Any]] = (), facts: dict[str, Any] | None = None, **kwargs):
-    self._rows = rows
+  def __init__(
+    self, *, rows: Iterable[dict[str, Any]] = (), num_rows: int = 0, facts: dict[str, Any] | None = None, **kwargs
+  ):
+    self._rows, self._num_rows = rows, num_rows
     self._facts = facts or {}
     super().__init__(file_format=_FILE_FORMAT, **kwargs)
+
+  @classmethod
+  def get_builder_config(cls, name: str, version: str | None = None) -> ReviewsConfig:
+    return super().get_builder_config(name, version) or ReviewsConfig(name=name, description="Of the user's own.")
 
   def _table_info(self, features: dict[str, Any]) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -247,15 +90,15 @@ class _ReviewTable:
       disable_shuffling=True,  # row k stays row k
     )
 
-  def _split_generators(self, dl_manager):
-    del dl_manager  # nothing is downloaded
-    return {_SPLIT: self._generate_examples()}
+  def _shard_iterators_per_split(self, dl_manager):
+    del dl_manager  # what is downloaded is downloaded before
+    # Files are written one after another, so that all can draw from one iterator.
+    numbered = enumerate(self._rows)
+    shards = -(-self._num_rows // _SHARD_ROWS)
+    return {_SPLIT: [lambda: itertools.islice(numbered, _SHARD_ROWS)] * shards}
 
-  def _generate_examples(self):
-    yield from enumerate(self._rows)
 
-
-class ReviewHistories(_ReviewTable, tfds.core.GeneratorBasedBuilder):
+class ReviewHistories(_ReviewTable):
   """One row a user, in source order: `user_id`, and `items`, int32 item rows from 0 in time order."""
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -264,7 +107,7 @@ class ReviewHistories(_ReviewTable, tfds.core.GeneratorBasedBuilder):
     )
 
 
-class ReviewItems(_ReviewTable, tfds.core.GeneratorBasedBuilder):
+class ReviewItems(_ReviewTable):
   """One row an item: the fields of `Item`."""
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -285,6 +128,8 @@ class Prepared:
     num_items: items in the catalogue.
     num_interactions: items in all histories together.
     dropped_users: users left out because they had fewer than `MIN_ITEMS` items.
+    settings: config.data fields its rows depend on.
+    counts: what its source met, see `sources.RawData`.
     reused: True when `prepare` found it there.
   """
 
@@ -295,11 +140,28 @@ class Prepared:
   num_items: int
   num_interactions: int
   dropped_users: int
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
   reused: bool = True
 
-  def users(self) -> list[dict[str, Any]]:
-    """Rows of `ReviewHistories`: `user_id` bytes, `items` int32 (length,)."""
-    return _read(self.histories_dir, self.num_users)
+  def describe(self) -> str:
+    """Sizes, and what was met in the raw files, a line each."""
+    sizes = (
+      f"{self.num_users} users, {self.num_items} items, {self.num_interactions} interactions; "
+      f"{self.dropped_users} users with fewer than {MIN_ITEMS} items left out"
+    )
+    return "\n".join([sizes, *(f"  {count} {what}" for what, count in self.counts.items() if count)])
+
+  def histories(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """All users: ids, items int32 (interactions,) end to end, offsets int64 (users + 1,)."""
+    user_ids = []
+    items, offsets = np.empty(self.num_interactions, np.int32), np.zeros(self.num_users + 1, np.int64)
+    for row in _read(self.histories_dir, self.num_users):
+      start, user = offsets[len(user_ids)], len(user_ids)
+      offsets[user + 1] = stop = start + len(row["items"])
+      items[start:stop] = row["items"]
+      user_ids.append(row["user_id"].decode())
+    return user_ids, items, offsets
 
   def items(self) -> list[Item]:
     """The catalogue, row = item."""
@@ -312,13 +174,30 @@ class Prepared:
     ]
 
 
+def find_prepared(data_dir: str, dataset: str) -> Prepared | None:
+  """The prepared dataset, or None where it is not complete.
+
+  Raises:
+    InputError: its two tables don't fit.
+  """
+  histories, items = (table(config=dataset, data_dir=data_dir) for table in (ReviewHistories, ReviewItems))
+  if not (histories.data_path.exists() and items.data_path.exists()):
+    return None
+  facts = dict(histories.info.metadata)
+  if items.info.metadata["fingerprint"] != facts["fingerprint"]:
+    raise InputError(
+      f"{histories.data_path} and {items.data_path} were prepared from different files: remove both and prepare again."
+    )
+  return Prepared(histories_dir=str(histories.data_path), items_dir=str(items.data_path), **facts)
+
+
 def open_prepared(data_dir: str, dataset: str) -> Prepared:
   """Finds a prepared dataset.
 
   Raises:
     InputError: it is not there (the sentence names the command that makes it), or its two tables don't fit.
   """
-  found = _look(data_dir, dataset)
+  found = find_prepared(data_dir, dataset)
   if found is None:
     raw_dir = "" if dataset == "synthetic" else " and --raw_dir=DIR"
     raise InputError(
@@ -331,15 +210,17 @@ def open_prepared(data_dir: str, dataset: str) -> Prepared:
 def prepare(data_dir: str, dataset: str, source: Source) -> Prepared:
   """Writes a source's rows as the two tables, or finds them written already.
 
-  Everything is read and checked before anything is written, and TFDS writes each table into a temporary directory
-  that it renames at the end, so an interrupted run leaves no half table.
+  Everything is read and checked before anything is written, and both tables are written aside and moved to their place
+  at the end, so that an interrupted run leaves nothing that is in the way of the next.
 
   Raises:
-    InputError: the source is damaged, its sizes are not the published ones, or the data directory already holds this
-      dataset from another source.
+    InputError: the source is damaged, its sizes are not the published ones, the data directory already holds this
+      dataset from another source or with other settings, or cannot be written.
   """
+  found = find_prepared(data_dir, dataset)
+  if found is not None:
+    check_settings(found, source.settings)
   fingerprint = source.fingerprint()
-  found = _look(data_dir, dataset)
   if found is not None:
     if found.fingerprint != fingerprint:
       raise InputError(
@@ -347,29 +228,65 @@ def prepare(data_dir: str, dataset: str, source: Source) -> Prepared:
         "choose another config.data.data_dir."
       )
     return found
-
-  items = list(source.items())
-  everybody = list(source.users())
-  users = [(user, rows) for user, rows in everybody if len(rows) >= MIN_ITEMS]
+  raw = source.read()
+  user_ids, items, offsets = _long_enough(raw)
   facts = {
     "fingerprint": fingerprint,
-    "num_users": len(users),
-    "num_items": len(items),
-    "num_interactions": sum(len(rows) for _, rows in users),
-    "dropped_users": len(everybody) - len(users),
+    "num_users": len(user_ids),
+    "num_items": raw.num_items,
+    "num_interactions": len(items),
+    "dropped_users": len(raw.offsets) - len(offsets),
+    "settings": dict(source.settings),
+    "counts": dict(raw.counts),
   }
   _check_sizes(dataset, source.where, facts)
-  # Items first: `_look` takes the histories' presence to mean that both are complete.
-  _write(ReviewItems, data_dir, dataset, [dataclasses.asdict(item) for item in items], facts)
-  histories = [{"user_id": user, "items": np.asarray(rows, np.int32)} for user, rows in users]
-  _write(ReviewHistories, data_dir, dataset, histories, facts)
+  histories = _history_rows(user_ids, items, offsets)
+  catalogue = (dataclasses.asdict(item) for item in raw.catalogue)
+  try:
+    with files.workshop(pathlib.Path(data_dir) / f".preparing_{dataset}") as aside:
+      written = [
+        _write(ReviewItems(config=dataset, data_dir=aside, rows=catalogue, num_rows=raw.num_items, facts=facts)),
+        _write(ReviewHistories(config=dataset, data_dir=aside, rows=histories, num_rows=len(user_ids), facts=facts)),
+      ]
+      for directory in written:
+        place = pathlib.Path(data_dir) / directory.relative_to(aside)
+        if place.exists():  # a run was killed between the two moves: without its other half it is nothing
+          shutil.rmtree(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        directory.rename(place)
+  except (OSError, RuntimeError) as error:  # array_record raises RuntimeError where the disk is full
+    raise InputError(
+      f"Dataset {dataset!r} cannot be written to {data_dir} ({error}): make room, or choose another directory with "
+      "config.data.data_dir."
+    ) from error
   return dataclasses.replace(open_prepared(data_dir, dataset), reused=False)
+
+
+def check_settings(found: Prepared, settings: Mapping[str, Any]) -> None:
+  """Raises InputError where a prepared dataset was made with other settings; the sentence names the first."""
+  for name in sorted({*found.settings, *settings}):
+    made_with, wanted = found.settings.get(name), settings.get(name)
+    if made_with != wanted:
+      raise InputError(
+        f"{found.histories_dir} was prepared with data.{name}={made_with!r}, but now data.{name}={wanted!r} is asked "
+        f"for: remove it and {found.items_dir}, or choose another config.data.dataset or config.data.data_dir."
+      )
+
+
+def _long_enough(raw: RawData) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+  """User ids, items and offsets of the users who have enough items for leave-one-out."""
+  lengths = np.diff(raw.offsets)
+  keep = lengths >= MIN_ITEMS
+  if keep.all():
+    return raw.user_ids, raw.items, raw.offsets
+  offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
+  return raw.user_ids.filter(pa.array(keep)), raw.items[np.repeat(keep, lengths)], offsets
 
 
 def _check_sizes(dataset: str, where: str, facts: dict[str, Any]) -> None:
   if not facts["num_users"]:
     raise InputError(f"{where} holds no user with at least {MIN_ITEMS} items: there is nothing to train on.")
-  published = next(config for config in DATASETS if config.name == dataset)
+  published = next((config for config in DATASETS if config.name == dataset), ReviewsConfig(name=dataset))
   for name in ("users", "items", "interactions"):
     expected, got = getattr(published, name), facts[f"num_{name}"]
     if expected is not None and got != expected:
@@ -380,55 +297,39 @@ def _check_sizes(dataset: str, where: str, facts: dict[str, Any]) -> None:
       )
 
 
-def _write(builder_class, data_dir: str, dataset: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+def _history_rows(user_ids: pa.Array, items: np.ndarray, offsets: np.ndarray) -> Iterator[dict[str, Any]]:
+  with sources.progress(len(user_ids), "Writing histories", " users") as bar:
+    for first in range(0, len(user_ids), _READ_ROWS):
+      some = user_ids[first : first + _READ_ROWS].to_pylist()
+      for row, user_id in enumerate(some, start=first):
+        yield {"user_id": user_id, "items": items[offsets[row] : offsets[row + 1]]}
+      bar.update(len(some))
+
+
+def _write(builder: _ReviewTable) -> pathlib.Path:
+  """Prepares a builder's table; returns its directory."""
   tfds.disable_progress_bar()
-  builder = builder_class(config=dataset, data_dir=data_dir, rows=rows, facts=facts)
-  # Left by a run that was stopped between the two tables, perhaps from another source.
-  stored = builder.info.metadata.get("fingerprint") if _exists(builder) else None
-  if stored is not None and stored != facts["fingerprint"]:
-    raise InputError(
-      f"{builder.data_path} was prepared from other files: remove it, or choose another config.data.data_dir."
-    )
-  try:
-    # There is no download, whatever TFDS prints about one and whatever directory it makes for it.
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
-      builder.download_and_prepare(download_dir=downloads)
-  except OSError as error:
-    raise InputError(
-      f"{builder.data_path} cannot be written ({error}): make room or choose another directory."
-    ) from error
+  # There is no download, whatever TFDS prints about one and whatever directory it makes for it.
+  with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+    builder.download_and_prepare(download_dir=downloads)
+  return pathlib.Path(builder.data_path)
 
 
-def _exists(builder) -> bool:
-  return builder.data_path.exists()
-
-
-def _look(data_dir: str, dataset: str) -> Prepared | None:
-  """The prepared dataset, or None where it is not complete."""
-  paths = []
-  for builder_class in (ReviewHistories, ReviewItems):
-    builder = builder_class(config=dataset, data_dir=data_dir)
-    if not _exists(builder):
-      return None
-    paths.append(builder)
-  histories, items = paths
-  facts = dict(histories.info.metadata)
-  if items.info.metadata["fingerprint"] != facts["fingerprint"]:
-    raise InputError(
-      f"{histories.data_path} and {items.data_path} were prepared from different files: remove both and prepare again."
-    )
-  return Prepared(histories_dir=str(histories.data_path), items_dir=str(items.data_path), **facts)
-
-
-def _read(directory: str, num_rows: int) -> list[dict[str, Any]]:
+def _read(directory: str, num_rows: int) -> Iterator[dict[str, Any]]:
+  """Yields a table's rows, read in small lots."""
   try:
     rows = tfds.builder_from_directory(directory).as_data_source(split=_SPLIT)
-    rows = list(rows.__getitems__(range(len(rows))))
-    # ArrayRecord answers for what a cut file lacks with empty records, which TFDS decodes to None.
-    complete = sum(all(value is not None for value in row.values()) for row in rows)
-    if complete != num_rows:
-      raise ValueError(f"{complete} complete rows of {num_rows}")
-    return rows
+    if len(rows) != num_rows:
+      raise ValueError(f"{len(rows)} rows of {num_rows}")
+    with sources.progress(num_rows, "Loading", " rows") as bar:
+      for first in range(0, num_rows, _READ_ROWS):
+        some = rows.__getitems__(range(first, min(first + _READ_ROWS, num_rows)))
+        # ArrayRecord answers for what a cut file lacks with empty records, which TFDS decodes to None.
+        complete = sum(all(value is not None for value in row.values()) for row in some)
+        if complete != len(some):
+          raise ValueError(f"{first + complete} complete rows of {num_rows}")
+        yield from some
+        bar.update(len(some))
   except Exception as error:  # array_record, protobuf and TFDS each raise their own kinds on torn files
     raise InputError(
       f"{directory} cannot be read ({type(error).__name__}: {error}): remove it and run `python -m rastp_jax.prepare` "

@@ -66,15 +66,8 @@ def load(data_dir: str, dataset: str) -> Histories:
     InputError: the dataset is not prepared under data_dir; the sentence names the command that does it.
   """
   prepared = amazon_reviews.open_prepared(data_dir, dataset)
-  rows = prepared.users()
-  lengths = np.fromiter((len(row["items"]) for row in rows), np.int64, len(rows))
-  return Histories(
-    items=np.concatenate([row["items"] for row in rows]).astype(np.int32),
-    offsets=np.concatenate([[0], np.cumsum(lengths)]),
-    num_items=prepared.num_items,
-    user_ids=[row["user_id"].decode() for row in rows],
-    fingerprint=prepared.fingerprint,
-  )
+  user_ids, items, offsets = prepared.histories()
+  return Histories(items, offsets, prepared.num_items, user_ids, prepared.fingerprint)
 
 
 def load_items(data_dir: str, dataset: str) -> list[Item]:

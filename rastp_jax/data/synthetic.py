@@ -13,7 +13,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 
+from rastp_jax.data.sources import RawData, flatten
 from rastp_jax.semantic_ids.embeddings import Item
 
 CLUSTERS = ("Lipstick", "Perfume", "Shampoo", "Mascara", "Soap", "Lotion", "Brush", "Nail Polish", "Powder", "Serum")
@@ -32,9 +34,11 @@ class SyntheticSource:
 
   Attributes:
     where: what messages call this source.
+    settings: none.
   """
 
   where = "the synthetic generator"
+  settings = {}
 
   def __init__(self, seed: int = 0, num_users: int = 2000):
     self._seed = seed
@@ -53,6 +57,10 @@ class SyntheticSource:
     for item in self.items():
       digest.update(f"{item}\n".encode())
     return digest.hexdigest()
+
+  def read(self) -> RawData:
+    user_ids, histories = zip(*self.users(), strict=True)
+    return RawData(pa.array(user_ids, pa.large_string()), *flatten(histories), self.items(), NUM_ITEMS)
 
   def items(self) -> Iterator[Item]:
     for row in range(NUM_ITEMS):

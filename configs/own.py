@@ -1,0 +1,25 @@
+"""A template for your own data (docs/your_data.md): copy it, name the dataset, and say what your columns are called.
+
+    python -m rastp_jax.prepare  --config=configs/own.py:cpu --raw_dir=DIR         DIR holds interactions.csv
+    python -m rastp_jax.train    --config=configs/own.py:cpu --workdir=runs/own
+    python -m rastp_jax.evaluate --workdir=runs/own
+
+How long it takes, and what score to expect, depends on the data: compare with configs/beauty.py, 198,502 interactions.
+"""
+
+from configs import base
+
+
+def get_config(variants: str = ""):
+  config = base.get_config(variants)
+  config.data.dataset = "own"
+  config.data.user_column = "user"
+  config.data.item_column = "item"
+  config.data.time_column = "timestamp"
+  config.data.title_column = "title"
+  config.data.brand_column = "brand"
+  config.data.categories_column = "categories"
+  config.data.core = 5
+  config.data.min_length = 3
+  config.data.repeats = "keep"
+  return config

@@ -1,0 +1,130 @@
+"""A directory of id sequences with an items file, the form in which papers share their data."""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rastp_jax.data import sources
+from rastp_jax.data.sources import RawData
+from rastp_jax.errors import InputError
+from rastp_jax.semantic_ids import embeddings
+from rastp_jax.semantic_ids.embeddings import Item
+
+
+class SequencesDirectory:
+  """A directory with `sequences.txt`, `items.jsonl` (either may be gzipped) and perhaps `embeddings.npy`.
+
+  sequences.txt: one user a line, `user_id item_id item_id …`, item ids from 1, in time order. items.jsonl: one item a
+  line, `item_id`, and as far as known `asin`, `title`, `brand`, `categories` (a list of paths, each a list of names).
+  embeddings.npy: row k = item id k + 1.
+
+  Users keep the order of their lines, items that of their ids.
+
+  Args:
+    raw_dir: the directory.
+
+  Raises:
+    InputError: one of the two files is missing, or lies there twice.
+  """
+
+  settings = {}
+
+  def __init__(self, raw_dir: str):
+    root = pathlib.Path(raw_dir)
+    self.where = str(root)
+    self._embeddings = root / "embeddings.npy"
+    self._sequences = _only(root, "sequences.txt")
+    self._items = _only(root, "items.jsonl")
+
+  def fingerprint(self) -> str:
+    """sha256 over both files' unpacked contents."""
+    return hashlib.sha256(sources.digest(self._sequences) + sources.digest(self._items)).hexdigest()
+
+  def read(self) -> RawData:
+    """Reads both files.
+
+    Raises:
+      InputError: a line is empty, no JSON object or has fields of the wrong type, an item id has no row or two, the
+        items' ids are not 1, 2, …, or a user comes twice.
+    """
+    num_items = len(self._catalogue)
+    line_of: dict[str, int] = {}
+    items, offsets = sources.flatten(self._histories(num_items, line_of))
+    return RawData(pa.array(line_of, pa.large_string()), items, offsets, self._catalogue, num_items)
+
+  def embeddings(self, num_items: int) -> np.ndarray | None:
+    return embeddings.load_embeddings(self._embeddings, num_items) if self._embeddings.exists() else None
+
+  def _histories(self, num_items: int, line_of: dict[str, int]) -> Iterator[list[int]]:
+    """Yields item rows a user, and notes in which line each user stands."""
+    for number, line in sources.lines(self._sequences):
+      user, *ids = line.split() or [""]
+      place = f"{self._sequences} line {number}"
+      if not user:
+        raise InputError(f"{place} is empty: expected a user id and item ids; remove the line or copy the file again.")
+      if user in line_of:
+        raise InputError(f"{place} gives user {user!r} again, after line {line_of[user]}: expected one line a user.")
+      line_of[user] = number
+      try:
+        rows = [int(text) - 1 for text in ids]
+      except ValueError:
+        wrong = next(text for text in ids if not text.removeprefix("-").isdecimal())
+        raise InputError(
+          f"{place} has the item id {wrong!r}, expected integers from 1 to {num_items}: the file is damaged or of "
+          "another format; copy it again."
+        ) from None
+      if rows and not 0 <= min(rows) <= max(rows) < num_items:
+        wrong = next(row + 1 for row in rows if not 0 <= row < num_items)
+        raise InputError(
+          f"{place} has the item id {wrong}, which has no row in {self._items} (ids 1 to {num_items}): use the two "
+          "files of one dataset."
+        )
+      yield rows
+
+  @functools.cached_property
+  def _catalogue(self) -> list[Item]:
+    found: dict[int, Item] = {}
+    for number, line in sources.lines(self._items):
+      place = f"{self._items} line {number}"
+      try:
+        row = json.loads(line)
+        item_id, item = _parse_item(row)
+      except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(
+          f"{place} cannot be read as an item ({type(error).__name__}: {error}): expected a JSON object with an "
+          "integer item_id and, as far as known, asin, title, brand and categories; copy the file again."
+        ) from None
+      if item_id in found:
+        raise InputError(f"{place} gives item id {item_id} a second time: expected one line an item.")
+      found[item_id] = item
+    if not found:
+      raise InputError(f"{self._items} holds no items: copy the file again.")
+    if max(found) != len(found) or min(found) != 1:
+      missing = next(i for i in range(1, len(found) + 1) if i not in found)
+      raise InputError(
+        f"{self._items} has {len(found)} items but none with item id {missing}: expected the ids 1 to {len(found)}, "
+        "each once; copy the file again."
+      )
+    return [found[item_id] for item_id in sorted(found)]
+
+
+def _parse_item(row: dict[str, Any]) -> tuple[int, Item]:
+  item_id = row["item_id"]
+  if type(item_id) is not int:
+    raise TypeError(f"item_id is {item_id!r}")
+  texts = sources.text_fields(row, ("asin", "title", "brand"))
+  return item_id, Item(item_id=str(item_id), **texts, categories=sources.category_paths(row.get("categories")))
+
+
+def _only(root: pathlib.Path, name: str) -> pathlib.Path:
+  found = sources.find(root, name)
+  if len(found) != 1:
+    what = "both" if found else "neither"
+    raise InputError(f"{root} holds {what} {name} {'and' if found else 'nor'} {name}.gz: expected exactly one of them.")
+  return found[0]
