@@ -84,8 +84,8 @@ def reassign(learned: np.ndarray, width: int, costs: Callable[[np.ndarray], np.n
   if sizes.max() > width:
     prefix = codes[order[first[sizes.argmax()]], :-1].tolist()
     raise InputError(
-      f"{sizes.max()} items share the codes {prefix}, more than the {width} codes of the last level can tell apart: use "
-      "semantic_ids.collisions='extra_level', or more levels or a greater width (config.semantic_ids)."
+      f"{sizes.max()} items share the codes {prefix}, more than the {width} codes of the last level can tell apart: "
+      "use semantic_ids.collisions='extra_level', or more levels or a greater width (config.semantic_ids)."
     )
   same = np.zeros(len(codes), bool)
   same[1:] = (codes[order[1:]] == codes[order[:-1]]).all(1)

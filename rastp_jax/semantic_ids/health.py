@@ -195,14 +195,14 @@ def _verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
 def describe(figures: Mapping[str, Any]) -> str:
   """The figures as a short text table, with a plain verdict."""
   levels, depth = figures["levels"], len(figures["widths"])
+  errors = figures["reconstruction_error"]
   extra = " and one that tells equal ones apart" if depth > levels else ""
   lines = [
     f"{figures['items']} items, {levels} learned codes each{extra}: {figures['colliding_items']} items "
     f"({figures['colliding_percent']:.1f} %) share all learned codes with another, largest group "
     f"{figures['largest_group']}",
-    "level  width  codes in use  entropy  items a code: mean   most  variance left",
+    "level  width  codes in use  entropy  items a code: mean   most" + ("" if errors is None else "  variance left"),
   ]
-  errors = figures["reconstruction_error"]
   for level in range(levels):
     a_code = figures["items_a_code"][level]
     error = "" if errors is None else f"{errors[level]:15.3f}"
@@ -244,21 +244,24 @@ def plot(ids: SemanticIds, figures: Mapping[str, Any], title: str) -> bytes:
 
   load.set(title="Items a code, most used code first", xlabel="codes, by use", ylabel="items", yscale="log")
   for name, shade, counts in zip(names, shades, _counts(ids), strict=True):
-    load.plot(np.arange(1, len(counts) + 1), np.sort(np.maximum(counts, 0.5))[::-1], color=shade, label=name)
+    used = np.sort(counts[counts > 0])[::-1]
+    load.plot(np.arange(1, len(used) + 1), used, color=shade, label=name)
+  load.yaxis.set_major_formatter("{x:g}")
   load.axhline(figures["items"] / max(figures["widths"][: len(levels)]), color="grey", ls=":", label="even")
   load.legend(fontsize=8)
 
-  spread.set(title="How evenly codes are used (1 = ideal)", ylim=(0, 1.12))
+  spread.set(title="How evenly codes are used (1 = ideal)", ylim=(0, 1.35))
   in_use = [used / width for used, width in zip(figures["codes_in_use"], figures["widths"], strict=False)]
+  spread.axhline(COLLAPSED_ENTROPY, color="firebrick", ls="--", lw=1.2, label="entropy below: collapsed", zorder=3)
   _bars(spread, names, {"codes in use": in_use, "entropy": figures["entropy"]}, "{:.2f}")
-  spread.axhline(COLLAPSED_ENTROPY, color="firebrick", ls="--", lw=1)
-  spread.text(-0.45, COLLAPSED_ENTROPY + 0.01, "entropy below: collapsed", color="firebrick", fontsize=8)
 
-  left.set(title="Variance of the embeddings that is left", ylim=(0, 1.12))
+  left.set(title="Share of the embeddings' variance left")
   if figures["reconstruction_error"] is None:
     _say(left, "unknown: no codebooks")
   else:
-    _bars(left, names, {"after this level": figures["reconstruction_error"]}, "{:.2f}")
+    left.set(ylim=(0, max(1.12, 1.1 * max(figures["reconstruction_error"]))))
+    drawn = left.bar([f"after {name}" for name in names], figures["reconstruction_error"], color="C0")
+    left.bar_label(drawn, fmt="{:.2f}", fontsize=8)
 
   sizes = collisions.group_rows(ids.learned)[1]
   held = np.bincount(np.minimum(sizes, 10), weights=sizes, minlength=11)[1:]
@@ -267,18 +270,19 @@ def plot(ids: SemanticIds, figures: Mapping[str, Any], title: str) -> bytes:
   groups.bar_label(drawn, fmt="{:.1f}", fontsize=8)
   groups.set(ylabel="% of items", ylim=(0, 112))
 
-  category.set(title="Two items of one leaf category:\nsame first code", ylabel="% of pairs")
+  category.set(title="Two items of a leaf category:\nsame first code", ylabel="% of pairs")
   found = figures["shared_category"]
   if found is None:
     _say(category, "unknown: no categories")
   else:
     drawn = category.bar(
-      ["these codes", "shuffled"], [100 * found["share"], 100 * found["shuffled"]], color=["C0", "0.7"]
+      ["these codes", "shuffled codes"], [100 * found["share"], 100 * found["shuffled"]], color=["C0", "0.7"]
     )
     category.bar_label(drawn, fmt="{:.1f} %", fontsize=9)
     category.margins(y=0.12)
 
-  prefix.set(title="Two items of a history:\nsame first codes", ylabel="% of pairs", yscale="log")
+  prefix.set(title="Two items of a history:\nsame first 1, 2, … codes", ylabel="% of pairs", yscale="log")
+  prefix.yaxis.set_major_formatter("{x:g}")
   found = figures["shared_prefix"]
   if found is None:
     _say(prefix, "unknown: no histories")
@@ -313,7 +317,7 @@ def _bars(axes, names: Sequence[str], series: Mapping[str, Sequence[float]], lab
     drawn = axes.bar(np.arange(len(names)) + offset, values, width * 0.95, label=name, color=["C0", "0.7"][place])
     axes.bar_label(drawn, fmt=label, fontsize=8)
   axes.set_xticks(np.arange(len(names)), names)
-  axes.legend(fontsize=8)
+  axes.legend(fontsize=8, loc="upper right")
 
 
 def _say(axes, text: str) -> None:

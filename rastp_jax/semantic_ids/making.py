@@ -23,6 +23,7 @@ from rastp_jax.semantic_ids.quantizer import Quantizer, sample
 # Rows that the reconstruction error is measured on: a mean over so many is exact to three digits.
 _ERROR_SAMPLE = 65_536
 _CREATED_BY = "rastp_jax.prepare"
+_OWN = "own codes"
 _METHOD_FIELDS = {
   "residual_kmeans": ("normalize_residuals",),
   "residual_vq": ("normalize_residuals", "train_steps", "train_batch"),
@@ -117,8 +118,11 @@ def make_or_find(config: Config, catalogue: Catalogue, codes_file: str | None = 
   ids, quantizer, errors = make(config.semantic_ids, catalogue, wanted)
   figures = measure(ids, catalogue, errors)
   # The table comes last: where it is, all is.
-  if quantizer is not None:
-    _write(quantizer.save, beside(path, "codebooks.npz"))
+  codebooks = beside(path, "codebooks.npz")
+  if quantizer is None:
+    codebooks.unlink(missing_ok=True)  # of codes that were removed
+  else:
+    _write(quantizer.save, codebooks)
   _write_health(path, ids, figures)
   _write(ids.save, path)
   return Made(ids, figures, path, reused=False)
@@ -151,7 +155,7 @@ class Inputs:
     }
     if codes_file is not None:
       digest = hashlib.sha256(pathlib.Path(codes_file).read_bytes()).hexdigest()
-      return cls({**about, "method": "own codes", "codes_sha256": digest}, codes_file=codes_file)
+      return cls({**about, "method": _OWN, "codes_sha256": digest}, codes_file=codes_file)
     names = ("method", "seed", "levels", "width", *_METHOD_FIELDS[settings.method])
     about |= {name: _json(getattr(settings, name)) for name in names}
     file = _embeddings_file(settings)
@@ -251,12 +255,13 @@ def _json(value):
 
 def _check_same(path: pathlib.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
   defaults = dataclasses.asdict(SemanticIdsConfig())  # of settings younger than the file
+  own = ", or give --codes again to go on with your own" if stored.get("method") == _OWN != wanted["method"] else ""
   for name, value in wanted.items():
     before = stored.get(name, _json(defaults.get(name)))
     if before != value:
       raise InputError(
         f"{path} was made with {name}={before!r}, but now {name}={value!r} is asked for: remove the file to make the "
-        "codes again, or choose another config.data.data_dir."
+        f"codes again, or choose another config.data.data_dir{own}."
       )
 
 

@@ -14,7 +14,7 @@ from rastp_jax.semantic_ids import residual_codebooks
 from rastp_jax.semantic_ids.quantizer import Quantizer, in_batches, sample
 
 # k-means++ draws one centre after the other, each from all distances: a sample this large is as good as all points.
-START_SAMPLE = 8192
+_START_SAMPLE = 8192
 # Points compared with all centres at a time: bounds memory at _BATCH x width distances.
 _BATCH = 4096
 # Centres are means of a sample of this many points each, at least of _LEAST_SAMPLE in all. A mean of 512 points lies
@@ -124,16 +124,16 @@ def _kmeans(points: jax.Array, key: jax.Array, width: int) -> tuple[jax.Array, j
     moved = jnp.where(empty[:, None], stand_in, means)
     return moved, code, (code != before).sum(), iteration + 1
 
-  start = (plus_plus(points, key, width), jnp.full(len(points), -1, jnp.int32), jnp.array(len(points)), 0)
+  start = (_plus_plus(points, key, width), jnp.full(len(points), -1, jnp.int32), jnp.array(len(points)), 0)
   centres, _, _, iterations = jax.lax.while_loop(unsettled, iterate, start)
   return centres, iterations
 
 
-def plus_plus(points: jax.Array, key: jax.Array, width: int) -> jax.Array:
+def _plus_plus(points: jax.Array, key: jax.Array, width: int) -> jax.Array:
   """k-means++ (Arthur and Vassilvitskii, 2007): each centre drawn with probability ~ squared distance to the others."""
   sample_key, first_key, draw_key = jax.random.split(key, 3)
-  if len(points) > START_SAMPLE:
-    points = jax.random.choice(sample_key, points, (START_SAMPLE,), replace=False)
+  if len(points) > _START_SAMPLE:
+    points = jax.random.choice(sample_key, points, (_START_SAMPLE,), replace=False)
   first = points[jax.random.randint(first_key, (), 0, len(points))]
 
   def draw(k, state):

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rastp_jax.config import SemanticIdsConfig
-from rastp_jax.semantic_ids import minibatches, residual_codebooks
+from rastp_jax.semantic_ids import minibatches, residual_codebooks, residual_kmeans
 from rastp_jax.semantic_ids.quantizer import sample
-from rastp_jax.semantic_ids.residual_kmeans import START_SAMPLE, ResidualKMeans, plus_plus
+from rastp_jax.semantic_ids.residual_kmeans import ResidualKMeans
 
+# Items whose residual k-means starts the codebooks.
+_START_SAMPLE = 8192
 # A centre forgets: it is the mean of about its last 1 / (1 - _DECAY) batches.
-_DECAY = 0.99
+_DECAY = 0.95
 
 
 class ResidualVQ(ResidualKMeans):
@@ -28,36 +30,27 @@ class ResidualVQ(ResidualKMeans):
   @classmethod
   def fit(cls, embeddings: np.ndarray, settings: SemanticIdsConfig) -> Self:
     key = jax.random.key(settings.seed)
-    start = _start(jnp.asarray(sample(embeddings, START_SAMPLE, settings.seed)), key, settings)
-    state = (start, jnp.zeros(start.shape[:2]), jnp.zeros_like(start))
+    some = jnp.asarray(sample(embeddings, _START_SAMPLE, settings.seed))
+    start = jnp.asarray(residual_kmeans.fit_levels(some, settings))
+    # As if each centre had had an even share of vectors so far, all equal to it.
+    even = min(settings.train_batch, len(embeddings)) / settings.width
+    state = (start, jnp.full(start.shape[:2], even), even * start)
     for step, batch in enumerate(minibatches.batches(embeddings, settings)):
-      state = _step(state, batch, jax.random.fold_in(key, step), settings.normalize_residuals, step == 0)
+      state = _step(state, batch, jax.random.fold_in(key, step), settings.normalize_residuals)
     return cls(np.asarray(state[0]), settings.normalize_residuals)
 
 
-def _start(points: jax.Array, key: jax.Array, settings: SemanticIdsConfig) -> jax.Array:
-  """k-means++ level by level: (levels, width, features)."""
-  centres = []
-  for level in range(settings.levels):
-    if settings.normalize_residuals:
-      points = residual_codebooks.unit(points)
-    centres.append(jax.jit(plus_plus, static_argnums=2)(points, jax.random.fold_in(key, level), settings.width))
-    points = points - centres[-1][residual_codebooks.distances(points, centres[-1]).argmin(-1)]
-  return jnp.stack(centres)
-
-
-@functools.partial(jax.jit, static_argnames=("normalize", "first"), donate_argnums=0)
-def _step(state, batch: jax.Array, key: jax.Array, normalize: bool, first: bool):
+@functools.partial(jax.jit, static_argnames="normalize", donate_argnums=0)
+def _step(state, batch: jax.Array, key: jax.Array, normalize: bool):
   """One mini-batch: centres (levels, width, features), moving counts (levels, width) and sums of assigned vectors."""
-  decay = 0.0 if first else _DECAY  # the first batch is all there is to average
   residual, levels = batch, []
   for level, (centres, counts, sums) in enumerate(zip(*state, strict=True)):
     if normalize:
       residual = residual_codebooks.unit(residual)
     code = residual_codebooks.distances(residual, centres).argmin(-1)
     assigned = jnp.zeros_like(centres).at[code].add(residual)
-    counts = decay * counts + (1 - decay) * minibatches.usage(code, len(centres))
-    sums = decay * sums + (1 - decay) * assigned
+    counts = _DECAY * counts + (1 - _DECAY) * minibatches.usage(code, len(centres))
+    sums = _DECAY * sums + (1 - _DECAY) * assigned
     dead = minibatches.is_dead(counts, len(batch))
     # Before it has its share of vectors, a fresh centre would be thrown far off by its first few.
     fair = len(batch) / len(centres)

@@ -72,20 +72,15 @@ class RqVae(Quantizer):
     scale = float(np.sqrt(((some - mean) ** 2).mean())) or 1.0
     shape = (embeddings.shape[1], settings.rqvae_hidden, settings.rqvae_latent, settings.levels, settings.width)
     graph, params = nnx.split(Autoencoder(*shape, rngs=nnx.Rngs(settings.seed)))
-    rate = optax.cosine_decay_schedule(settings.rqvae_learning_rate, settings.train_steps)
-    optimizer = optax.adam(rate)
-    step = jax.jit(
-      functools.partial(_step, graph, optimizer, settings.rqvae_commitment),
-      static_argnames="quantize",
-      donate_argnums=(0, 1, 2),
-    )
-    state = (params, optimizer.init(params), jnp.zeros((settings.levels, settings.width)))
+    state = (params, _optimizer(settings).init(params), jnp.zeros((settings.levels, settings.width)))
     key = jax.random.key(settings.seed)
     alone = round(_WARM_UP * settings.train_steps)
+    same = dataclasses.replace(settings, seed=0)  # the seed is no reason to compile again
     for number, batch in enumerate(minibatches.batches(embeddings, settings)):
       if number == alone:
-        state = _start_codebooks(graph, state, jnp.asarray((some - mean) / scale), settings)
-      state = step(*state, (batch - mean) / scale, jax.random.fold_in(key, number), quantize=number >= alone)
+        state = _start_codebooks(graph, state, (some - mean) / scale, settings)
+      fresh = jax.random.fold_in(key, number)
+      state = _step(*state, (batch - mean) / scale, fresh, graph=graph, settings=same, quantize=number >= alone)
     return cls(nnx.merge(graph, state[0]), mean, scale, tuple(settings.rqvae_hidden))
 
   def encode(self, embeddings: np.ndarray) -> np.ndarray:
@@ -153,16 +148,21 @@ def _squared_errors(graph, params, vectors):
   return jnp.stack([((model.decoder(part) - vectors) ** 2).sum(-1) for part in jnp.cumsum(chosen, 0)], 1)
 
 
-def _start_codebooks(graph, state, vectors: jax.Array, settings: SemanticIdsConfig):
+def _optimizer(settings: SemanticIdsConfig) -> optax.GradientTransformation:
+  return optax.adam(optax.cosine_decay_schedule(settings.rqvae_learning_rate, settings.train_steps))
+
+
+def _start_codebooks(graph, state, vectors: np.ndarray, settings: SemanticIdsConfig):
   """The state with codebooks from residual k-means of the latents, and all codes taken to be in use."""
   params, moments, moving = state
-  latents = jnp.asarray(in_batches(lambda batch: _latents(graph, params, batch), np.asarray(vectors)))
+  latents = jnp.asarray(in_batches(lambda batch: _latents(graph, params, batch), vectors))
   plain = dataclasses.replace(settings, normalize_residuals=False)
   params.codebooks[...] = jnp.asarray(residual_kmeans.fit_levels(latents, plain))
   return params, moments, jnp.full_like(moving, settings.train_batch / settings.width)
 
 
-def _step(graph, optimizer, commitment, params, moments, moving, batch, key, *, quantize: bool):
+@functools.partial(jax.jit, static_argnames=("graph", "settings", "quantize"), donate_argnums=(0, 1, 2))
+def _step(params, moments, moving, batch, key, *, graph, settings: SemanticIdsConfig, quantize: bool):
   """One mini-batch; `moving` are moving averages of each code's use, (levels, width)."""
   stop = jax.lax.stop_gradient
 
@@ -180,7 +180,7 @@ def _step(graph, optimizer, commitment, params, moments, moving, batch, key, *, 
       arriving.append(stop(residual))
       chosen = book[codes[:, level]]
       penalty += ((stop(residual) - chosen) ** 2).sum(-1).mean() / spread
-      penalty += commitment * ((residual - stop(chosen)) ** 2).sum(-1).mean() / spread
+      penalty += settings.rqvae_commitment * ((residual - stop(chosen)) ** 2).sum(-1).mean() / spread
       total, residual = total + chosen, residual - stop(chosen)
     straight_through = latent + stop(total - latent)
     used = jnp.stack([minibatches.usage(codes[:, level], len(book)) for level, book in enumerate(books)])
@@ -188,7 +188,7 @@ def _step(graph, optimizer, commitment, params, moments, moving, batch, key, *, 
     return ((model.decoder(straight_through) - batch) ** 2).mean() + penalty, (use, arriving)
 
   gradients, (moving, arriving) = jax.grad(loss, has_aux=True)(params)
-  updates, moments = optimizer.update(gradients, moments, params)
+  updates, moments = _optimizer(settings).update(gradients, moments, params)
   params = optax.apply_updates(params, updates)
   if quantize:
     dead = minibatches.is_dead(moving, len(batch))
