@@ -90,9 +90,9 @@ class SemanticIdsConfig:
   text_dims: int = 256  # tfidf_svd: dimensions
   text_model: str = "sentence-transformers/all-MiniLM-L6-v2"  # sentence_transformers: a model's name or directory
   normalize_residuals: bool = True  # residual_kmeans, residual_vq: unit length before every level, as published
-  train_steps: int = 3000  # residual_vq, rqvae: mini-batches
+  train_steps: int = 2000  # residual_vq, rqvae: mini-batches
   train_batch: int = 1024  # residual_vq, rqvae: items a mini-batch
-  rqvae_hidden: tuple[int, ...] = (512, 256)  # widths of the encoder's hidden layers; the decoder mirrors them
+  rqvae_hidden: tuple[int, ...] = (256,)  # widths of the encoder's hidden layers; the decoder mirrors them
   rqvae_latent: int = 64  # dimensions that the codebooks quantise
   rqvae_learning_rate: float = 1e-3
   rqvae_commitment: float = 0.25  # weight of the latent's pull towards its codes

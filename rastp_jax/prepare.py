@@ -8,13 +8,13 @@ import dataclasses
 
 from absl import flags
 
-from rastp_jax import cli
+from rastp_jax import cli, loading
 from rastp_jax.config import Config
-from rastp_jax.data import amazon_reviews, histories
-from rastp_jax.data.amazon_reviews import Prepared, Source
+from rastp_jax.data import amazon_reviews
+from rastp_jax.data.amazon_reviews import Prepared
 from rastp_jax.semantic_ids import health, making
 from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.semantic_ids.making import Catalogue, Made
+from rastp_jax.semantic_ids.making import Made
 
 _CONFIG = cli.define_config_flag()
 flags.adopt_module_key_flags(cli)  # so that --help shows it
@@ -84,24 +84,8 @@ def prepare(config: Config, raw_dir: str | None = None, codes_file: str | None =
     dataset = amazon_reviews.open_prepared(data_dir, name)
   else:
     dataset = amazon_reviews.prepare(data_dir, name, source)
-  made = making.make_or_find(config, _catalogue(config, dataset, source), codes_file)
+  made = making.make_or_find(config, loading.catalogue(config, dataset, source), codes_file)
   return Outcome(dataset, made)
-
-
-def _catalogue(config: Config, dataset: Prepared, source: Source | None) -> Catalogue:
-  def training_region():
-    everybody = histories.load(config.data.data_dir, config.data.dataset)
-    return everybody.items, everybody.training_spans()
-
-  return Catalogue(
-    dataset=config.data.dataset,
-    fingerprint=dataset.fingerprint,
-    num_items=dataset.num_items,
-    read_items=dataset.items,
-    read_histories=training_region,
-    source_open=source is not None,
-    source_embeddings=None if source is None else source.embeddings(dataset.num_items),
-  )
 
 
 def main() -> None:
