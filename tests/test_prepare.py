@@ -110,6 +110,15 @@ def test_unusable_embeddings_leave_no_codes(config, raw):
   assert not list(pathlib.Path(config.data.data_dir).rglob("*.npz"))
 
 
+def test_own_codes_instead_of_learned_ones(config, tmp_path):
+  file = tmp_path / "mine.npy"
+  np.save(file, np.stack(np.divmod(np.arange(240), 16), 0))  # levels x items
+  made = prepare(config, codes_file=str(file)).made
+  np.testing.assert_array_equal(made.semantic_ids.codes, np.stack(np.divmod(np.arange(240), 16), 1))
+  assert made.figures["shared_prefix"]["pairs"] > 1000  # the histories were read
+  assert prepare(config, codes_file=str(file)).made.reused
+
+
 def test_missing_config_flag():
   with pytest.raises(InputError, match="--config is missing"):
     cli.load_config(None)

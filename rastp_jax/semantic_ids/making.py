@@ -30,7 +30,7 @@ _METHOD_FIELDS = {
   "rqvae": ("train_steps", "train_batch", "rqvae_hidden", "rqvae_latent", "rqvae_learning_rate", "rqvae_commitment"),
   "random": (),
 }
-_TEXT_FIELDS = {"tfidf_svd": ("text_template", "text_dims"), "sentence_transformers": ("text_template", "text_model")}
+_TEXT_FIELDS = {"tfidf_svd": ("text_template",), "sentence_transformers": ("text_template", "text_model")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,11 +17,12 @@ from rastp_jax.semantic_ids.quantizer import Quantizer, in_batches, sample
 _START_SAMPLE = 8192
 # Points compared with all centres at a time: bounds memory at _BATCH x width distances.
 _BATCH = 4096
-# Centres are means of a sample of this many points each, at least of _LEAST_SAMPLE in all. A mean of 512 points lies
-# within 1/22 of the spread of its cluster: more points would cost time and change next to nothing. Codes are then
-# found for all items.
+# Centres are means of a sample of so many points each, at least _LEAST_SAMPLE and at most _MOST_SAMPLE in all. A mean of
+# 512 points lies within 1/22 of the spread of its cluster: more points would cost time and change next to nothing. Codes
+# are then found for all items.
 _POINTS_A_CENTRE = 512
 _LEAST_SAMPLE = 65_536
+_MOST_SAMPLE = 524_288
 # Settled: at most this share of the points changed its centre. The last such changes are a matter of rounding.
 _SETTLED = 1e-4
 _MAX_ITERATIONS = 300
@@ -52,7 +53,7 @@ class ResidualKMeans(Quantizer):
     spends later levels on the few items far from their centres: on Amazon Beauty 27 % of the items collide instead of
     22 %.
     """
-    most = max(_LEAST_SAMPLE, _POINTS_A_CENTRE * settings.width)
+    most = min(max(_LEAST_SAMPLE, _POINTS_A_CENTRE * settings.width), _MOST_SAMPLE)
     points = jnp.asarray(sample(embeddings, most, settings.seed))
     return cls(fit_levels(points, settings), settings.normalize_residuals)
 
