@@ -17,9 +17,9 @@ from rastp_jax.semantic_ids.quantizer import Quantizer, in_batches, sample
 _START_SAMPLE = 8192
 # Points compared with all centres at a time: bounds memory at _BATCH x width distances.
 _BATCH = 4096
-# Centres are means of a sample of so many points each, at least _LEAST_SAMPLE and at most _MOST_SAMPLE in all. A mean of
-# 512 points lies within 1/22 of the spread of its cluster: more points would cost time and change next to nothing. Codes
-# are then found for all items.
+# Centres are means of a sample of so many points each, at least _LEAST_SAMPLE and at most _MOST_SAMPLE in all. A mean
+# of 512 points lies within 1/22 of the spread of its cluster: more points would cost time and change next to nothing.
+# Codes are then found for all items.
 _POINTS_A_CENTRE = 512
 _LEAST_SAMPLE = 65_536
 _MOST_SAMPLE = 524_288
