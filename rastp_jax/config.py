@@ -16,6 +16,7 @@ import ml_collections
 
 from rastp_jax.errors import InputError
 
+QUANTIZERS = ("residual_kmeans", "residual_vq", "rqvae", "random")
 # Datasets with a meaning of their own; any other name is a dataset of the user's own (docs/your_data.md).
 DATASETS = ("beauty", "sports", "toys", "synthetic")
 
@@ -85,10 +86,23 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SemanticIdsConfig:
-  levels: int = 3  # learned levels; one more tells colliding items apart
+  method: str = "residual_kmeans"  # one of QUANTIZERS
+  levels: int = 3  # learned levels
   width: int = 256  # codes a level
+  collisions: str = "extra_level"  # one more level tells items with equal codes apart (TIGER), or "reassign": items
+  # move to the next free code of the last level, so that no extra level is needed
   seed: int = 0
-  text_dims: int = 256  # TF-IDF + SVD dimensions when the source has no embeddings.npy
+  embeddings: str = "auto"  # "auto": the source's own, else "tfidf_svd"; "sentence_transformers"; or a .npy, .npz file
+  text_template: str = "Title: {title}; Brand: {brand}; Categories: {categories}"  # fields of Item; what is embedded
+  text_dims: int = 256  # tfidf_svd: dimensions
+  text_model: str = "sentence-transformers/all-MiniLM-L6-v2"  # sentence_transformers: a model's name or directory
+  normalize_residuals: bool = True  # residual_kmeans, residual_vq: unit length before every level, as published
+  train_steps: int = 2000  # residual_vq, rqvae: mini-batches
+  train_batch: int = 1024  # residual_vq, rqvae: items a mini-batch
+  rqvae_hidden: tuple[int, ...] = (256,)  # widths of the encoder's hidden layers; the decoder mirrors them
+  rqvae_latent: int = 64  # dimensions that the codebooks quantise
+  rqvae_learning_rate: float = 1e-3
+  rqvae_commitment: float = 0.25  # weight of the latent's pull towards its codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,9 +278,7 @@ def _check(config: Config):
       "config.data.mix_users=False keeps a draw's samples together, which needs data.sampling='subsequences' and a "
       "single length in data.bucket_items."
     )
-  _at_least(s.levels, 1, "semantic_ids.levels")
-  _at_least(s.width, 2, "semantic_ids.width")
-  _at_least(s.text_dims, 1, "semantic_ids.text_dims")
+  _check_semantic_ids(s)
   for name in ("d_model", "num_heads", "head_dim", "d_ff", "encoder_blocks", "decoder_blocks", "mlp_hidden_layers"):
     _at_least(getattr(m, name), 1, f"model.{name}")
   _at_least(m.relative_buckets, 4, "model.relative_buckets")
@@ -275,7 +287,8 @@ def _check(config: Config):
       raise InputError(f"config.model.{name}={getattr(m, name)} must be at least 0 and below 1.")
   _one_of(m.init, ("fan_in", "reference"), "model.init")
   _one_of(m.dtype, ("float32", "bfloat16"), "model.dtype")
-  _check_pruning(p, m, max(d.bucket_items, default=d.max_items) * (s.levels + 1 + m.separator))
+  item_length = s.levels + (s.collisions == "extra_level") + m.separator
+  _check_pruning(p, m, max(d.bucket_items, default=d.max_items) * item_length)
   _one_of(t.optimizer, ("adamw", "adam", "adam_l2"), "train.optimizer")
   _one_of(t.schedule, ("cosine", "constant"), "train.schedule")
   for name in ("batch_size", "accumulate", "steps_per_dispatch", "keep_checkpoints"):
@@ -319,6 +332,21 @@ def _check_dataset_name(name: str):
       f"config.data.dataset={name!r} is not known, and too near a known name for a dataset of your own: did you mean "
       f"{close[0]!r}?"
     )
+
+
+def _check_semantic_ids(s: SemanticIdsConfig):
+  _one_of(s.method, QUANTIZERS, "semantic_ids.method")
+  _one_of(s.collisions, ("extra_level", "reassign"), "semantic_ids.collisions")
+  if not s.embeddings.endswith((".npy", ".npz")):
+    choices = ("auto", "tfidf_svd", "sentence_transformers", "FILE.npy", "FILE.npz")
+    _one_of(s.embeddings, choices, "semantic_ids.embeddings")
+  _at_least(s.width, 2, "semantic_ids.width")
+  for name in ("levels", "text_dims", "train_steps", "train_batch", "rqvae_latent"):
+    _at_least(getattr(s, name), 1, f"semantic_ids.{name}")
+  for width in s.rqvae_hidden:
+    _at_least(width, 1, "semantic_ids.rqvae_hidden")
+  for name in ("seed", "rqvae_learning_rate", "rqvae_commitment"):
+    _at_least(getattr(s, name), 0, f"semantic_ids.{name}")
 
 
 def _check_pruning(p: PruningConfig, m: ModelConfig, positions: int):

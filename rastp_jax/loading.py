@@ -14,11 +14,13 @@ from rastp_jax import config as config_lib
 from rastp_jax import sharding
 from rastp_jax.config import Config
 from rastp_jax.data import histories as histories_lib
+from rastp_jax.data.amazon_reviews import Prepared, Source
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids import codes
 from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.semantic_ids.making import Catalogue
 from rastp_jax.training import checkpoint, trainer
 
 OVERRIDABLE = (
@@ -61,6 +63,24 @@ def load_data(config: Config) -> tuple[Histories, SemanticIds]:
     num_items=histories.num_items,
   )
   return histories, semantic_ids
+
+
+def catalogue(config: Config, dataset: Prepared, source: Source | None = None) -> Catalogue:
+  """A prepared dataset as that which semantic IDs are made for; `source` where its raw files are at hand."""
+
+  def training_region():
+    histories = histories_lib.load(config.data.data_dir, config.data.dataset)
+    return histories.items, histories.training_spans()
+
+  return Catalogue(
+    dataset=config.data.dataset,
+    fingerprint=dataset.fingerprint,
+    num_items=dataset.num_items,
+    read_items=dataset.items,
+    read_histories=training_region,
+    source_open=source is not None,
+    source_embeddings=None if source is None else source.embeddings(dataset.num_items),
+  )
 
 
 def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> SavedModel:

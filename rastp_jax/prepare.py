@@ -6,22 +6,16 @@ python -m rastp_jax.prepare --config=configs/own.py --raw_dir=DIR        # your 
 """
 
 import dataclasses
-import hashlib
-import pathlib
-from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 from absl import flags
 
-from rastp_jax import cli
+from rastp_jax import cli, loading
 from rastp_jax.config import Config
 from rastp_jax.data import raw
 from rastp_jax.data.amazon_reviews import Prepared
-from rastp_jax.data.sources import Source
-from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import codes, embeddings, residual_kmeans
+from rastp_jax.semantic_ids import codes, health, making
 from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.semantic_ids.making import Made
 
 _CONFIG = cli.define_config_flag()
 flags.adopt_module_key_flags(cli)  # so that --help shows it
@@ -32,6 +26,12 @@ _RAW_DIR = flags.DEFINE_string(
   "interactions.csv, .jsonl or .parquet (docs/your_data.md). Without it, beauty, sports and toys are downloaded, if "
   "not prepared yet.",
 )
+_CODES = flags.DEFINE_string(
+  "codes",
+  None,
+  "Semantic IDs of your own instead of learned ones: .npy (items x levels or levels x items), LETTER-style index.json, "
+  "or an .npz of this program (docs/semantic_ids.md).",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Outcome:
 
   Attributes:
     dataset: the two prepared tables.
-    semantic_ids: the codes.
-    semantic_ids_path: their file.
-    reused_semantic_ids: True when that file was there already.
+    made: the codes, their health and their files.
   """
 
   dataset: Prepared
-  semantic_ids: SemanticIds
-  semantic_ids_path: pathlib.Path
-  reused_semantic_ids: bool
+  made: Made
+
+  @property
+  def semantic_ids(self) -> SemanticIds:
+    return self.made.semantic_ids
 
   def describe(self) -> str:
     """Counts, health of the codes, and what lies where."""
@@ -57,79 +57,36 @@ class Outcome:
     return "\n".join(
       [
         d.describe(),
-        self.semantic_ids.describe(),
+        health.describe(self.made.figures),
         f"{found if d.reused else made} {d.histories_dir}",
         f"{found if d.reused else made} {d.items_dir}",
-        f"{found if self.reused_semantic_ids else made} {self.semantic_ids_path}",
+        f"{found if self.made.reused else made} {self.made.path}",
+        f"{found if self.made.reused else made} {making.beside(self.made.path, 'health.png')}",
       ]
     )
 
 
-def prepare(config: Config, raw_dir: str | None = None) -> Outcome:
+def prepare(config: Config, raw_dir: str | None = None, codes_file: str | None = None) -> Outcome:
   """Prepares the configured dataset and its semantic IDs under config.data.data_dir, or finds them there.
 
   Args:
     config: `data` and `semantic_ids` matter.
     raw_dir: directory of the raw files; without one, everything must be there already, be downloaded or be synthetic.
+    codes_file: semantic IDs of the user's own, used instead of learned ones.
 
   Raises:
     InputError: the raw files are damaged or not this dataset's, or what is there was made from other files or with
       other settings. Nothing is overwritten.
   """
-  name = config.data.dataset
-  path = codes.semantic_ids_path(config)
-  dataset, source = raw.prepare_dataset(config.data, raw_dir, needs_source=not path.exists())
-  vectors = None if source is None else source.embeddings(dataset.num_items)
-  if path.exists():
-    ids = codes.load(path, dataset=name, fingerprint=dataset.fingerprint, num_items=dataset.num_items)
-    _check_same(path, ids.provenance, _provenance(config, dataset, source, vectors))
-    return Outcome(dataset, ids, path, reused_semantic_ids=True)
-  if source is None:
-    raise InputError(
-      f"There are no semantic IDs at {path} yet: give --raw_dir, the directory {name!r} was prepared from."
-    )
-  provenance = _provenance(config, dataset, source, vectors)
-  if vectors is None:
-    texts = [embeddings.item_text(item) for item in dataset.items()]
-    vectors = embeddings.tfidf_svd(texts, config.semantic_ids.text_dims, config.semantic_ids.seed)
-  s = config.semantic_ids
-  learned = residual_kmeans.encode(residual_kmeans.fit(vectors, s.levels, s.width, s.seed), vectors)
-  ids = SemanticIds.from_learned(learned, s.width, provenance)
-  ids.save(path)
-  return Outcome(dataset, ids, path, reused_semantic_ids=False)
-
-
-def _provenance(config: Config, dataset: Prepared, source: Source | None, vectors: np.ndarray | None) -> dict[str, Any]:
-  """What determines the codes; without a source, what is known of it."""
-  s = config.semantic_ids
-  known = {
-    "method": "residual_kmeans",
-    "seed": s.seed,
-    "levels": s.levels,
-    "width": s.width,
-    "dataset": config.data.dataset,
-    "dataset_fingerprint": dataset.fingerprint,
-    "created_by": "rastp_jax.prepare",
-  }
-  if source is None:
-    return known
-  if vectors is None:  # made from the text, which the dataset's fingerprint covers
-    return {**known, "embeddings": f"tfidf_svd of {s.text_dims} dimensions", "embeddings_sha256": dataset.fingerprint}
-  digest = hashlib.sha256(np.ascontiguousarray(vectors, "<f4").tobytes()).hexdigest()
-  return {**known, "embeddings": "embeddings of the source", "embeddings_sha256": digest}
-
-
-def _check_same(path: pathlib.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-  for name, value in wanted.items():
-    if stored.get(name) != value:
-      raise InputError(
-        f"{path} was made with {name}={stored.get(name)!r}, but now {name}={value!r} is asked for: remove the file to "
-        "make the codes again, or choose another config.data.data_dir."
-      )
+  making.check(config, codes_file)
+  has_codes = codes.semantic_ids_path(config).exists()
+  dataset, source = raw.prepare_dataset(config.data, raw_dir, needs_source=not has_codes)
+  made = making.make_or_find(config, loading.catalogue(config, dataset, source), codes_file)
+  return Outcome(dataset, made)
 
 
 def main() -> None:
-  print(prepare(cli.load_config(_CONFIG.value), _RAW_DIR.value).describe())
+  print(prepare(cli.load_config(_CONFIG.value), _RAW_DIR.value, _CODES.value).describe())
 
 
 if __name__ == "__main__":

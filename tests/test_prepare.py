@@ -60,15 +60,15 @@ def files_under(root) -> dict[str, bytes]:
 
 def test_synthetic_is_prepared_once_and_then_found(config):
   first = prepare(config)
-  assert not first.dataset.reused and not first.reused_semantic_ids
-  assert first.semantic_ids.codes.shape == (240, 4) and not first.semantic_ids.health()["collapsed"]
+  assert not first.dataset.reused and not first.made.reused
+  assert first.semantic_ids.codes.shape == (240, 4) and not first.made.figures["collapsed"]
   assert first.semantic_ids.provenance["dataset_fingerprint"] == first.dataset.fingerprint
   before = files_under(config.data.data_dir)
   second = prepare(config)
-  assert second.dataset.reused and second.reused_semantic_ids
+  assert second.dataset.reused and second.made.reused
   assert second.semantic_ids.fingerprint == first.semantic_ids.fingerprint
   assert files_under(config.data.data_dir) == before
-  assert "2000 users, 240 items" in second.describe() and f"found {second.semantic_ids_path}" in second.describe()
+  assert "2000 users, 240 items" in second.describe() and f"found {second.made.path}" in second.describe()
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"width": 8}, {"levels": 2}])
@@ -85,7 +85,7 @@ def test_raw_directory_with_and_without_embeddings(config, raw):
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="toys"))
   first = prepare(with_ids(config, width=4), str(raw))
   assert first.semantic_ids.num_items == 8
-  assert prepare(with_ids(config, width=4)).reused_semantic_ids  # all is there: no raw files needed
+  assert prepare(with_ids(config, width=4)).made.reused  # all is there: no raw files needed
 
   np.save(raw / "embeddings.npy", np.random.default_rng(1).normal(size=(8, 4)))
   with pytest.raises(InputError, match="was made with embeddings_sha256="):
@@ -94,7 +94,7 @@ def test_raw_directory_with_and_without_embeddings(config, raw):
   with pytest.raises(InputError, match="but now embeddings='tfidf_svd of 256 dimensions'"):
     prepare(with_ids(config, width=4), str(raw))
 
-  first.semantic_ids_path.unlink()
+  first.made.path.unlink()
   with pytest.raises(InputError, match="give --raw_dir"):
     prepare(with_ids(config, width=4))
   assert prepare(with_ids(config, width=4), str(raw)).semantic_ids.provenance["embeddings"].startswith("tfidf_svd")
@@ -106,6 +106,15 @@ def test_unusable_embeddings_leave_no_codes(config, raw):
   with pytest.raises(InputError, match="only zeros in row 0"):
     prepare(config, str(raw))
   assert not list(pathlib.Path(config.data.data_dir).rglob("*.npz"))
+
+
+def test_own_codes_instead_of_learned_ones(config, tmp_path):
+  file = tmp_path / "mine.npy"
+  np.save(file, np.stack(np.divmod(np.arange(240), 16), 0))  # levels x items
+  made = prepare(config, codes_file=str(file)).made
+  np.testing.assert_array_equal(made.semantic_ids.codes, np.stack(np.divmod(np.arange(240), 16), 1))
+  assert made.figures["shared_prefix"]["pairs"] > 1000  # the histories were read
+  assert prepare(config, codes_file=str(file)).made.reused
 
 
 def test_missing_config_flag():

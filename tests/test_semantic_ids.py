@@ -1,13 +1,16 @@
-"""From item text to codes and back: quantiser, disambiguation, file, lookup, health."""
+"""The code table, its file and its lookup; item text and embeddings."""
 
+import json
 import pathlib
+import sys
+import types
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rastp_jax.config import SemanticIdsConfig
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import codes, embeddings, residual_kmeans
+from rastp_jax.semantic_ids import codes, collisions, embeddings
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.embeddings import Item
 
@@ -22,7 +25,7 @@ def ids():
 
 def test_disambiguation_follows_the_published_rule():
   golden = np.load(GOLDEN)
-  np.testing.assert_array_equal(codes.disambiguate(golden["dedup/in"]), golden["dedup/out"])
+  np.testing.assert_array_equal(collisions.disambiguate(golden["dedup/in"]), golden["dedup/out"])
 
 
 def test_items_and_codes_map_both_ways(ids):
@@ -33,6 +36,26 @@ def test_items_and_codes_map_both_ways(ids):
   grid = np.stack(np.meshgrid(*[np.arange(-1, width + 2) for width in ids.widths], indexing="ij"), -1).reshape(-1, 4)
   table = {tuple(row): item for item, row in enumerate(ids.codes.tolist())}
   np.testing.assert_array_equal(ids.items_of(grid), [table.get(tuple(row), -1) for row in grid.tolist()])
+
+
+def test_reassigned_codes_keep_what_was_learned(tmp_path):
+  learned = np.random.default_rng(0).integers(0, 8, (100, 3)).astype(np.int32)
+  unique = collisions.reassign(learned, 8, lambda rows: np.random.default_rng(1).random((len(rows), 8)))
+  table = SemanticIds(unique, (8, 8, 8), {}, learned)
+  table.save(tmp_path / "ids.npz")
+  loaded = codes.load(tmp_path / "ids.npz")
+  np.testing.assert_array_equal(loaded.codes, unique)
+  np.testing.assert_array_equal(loaded.learned, learned)
+  np.testing.assert_array_equal(loaded.items_of(loaded.codes), np.arange(100))
+  assert loaded.depth == 3 and loaded.fingerprint == table.fingerprint
+
+
+def test_files_of_the_first_format_still_load(ids, tmp_path):
+  widths, provenance = np.array(ids.widths), json.dumps(dict(ids.provenance))
+  np.savez_compressed(tmp_path / "ids.npz", codes=ids.codes, widths=widths, provenance=provenance)
+  loaded = codes.load(tmp_path / "ids.npz", dataset="beauty", fingerprint="abc", num_items=200)
+  assert loaded.fingerprint == ids.fingerprint
+  np.testing.assert_array_equal(loaded.learned, ids.codes[:, :3])
 
 
 def test_too_many_combinations_for_a_key_are_refused():
@@ -114,109 +137,62 @@ def test_missing_and_torn_files_are_refused(ids, tmp_path):
     codes.load(path)
 
 
-def test_health_counts_what_it_says():
-  learned = np.array([[0, 0], [0, 0], [0, 0], [1, 2], [1, 3], [2, 2], [3, 1], [3, 1]])
-  health = SemanticIds.from_learned(learned, 4, {}).health()
-  assert (health["items"], health["colliding_items"], health["largest_group"]) == (8, 5, 3)
-  assert health["colliding_percent"] == 62.5 and health["codes_in_use"] == [4, 4]
-  share = np.array([3, 2, 1, 2]) / 8
-  assert health["entropy"][0] == pytest.approx(-(share * np.log(share)).sum() / np.log(4))
-
-
-def test_collapsed_codes_are_called_so():
-  spread = SemanticIds.from_learned(np.stack(np.divmod(np.arange(64), 8), 1), 8, {})
-  assert not spread.health()["collapsed"] and "COLLAPSED" not in spread.describe()
-  one_code = SemanticIds.from_learned(np.stack([np.zeros(64, int), np.arange(64)], 1), 64, {})
-  many_collisions = SemanticIds.from_learned(np.stack(np.divmod(np.arange(64) // 2, 8), 1), 8, {})
-  for bad in (one_code, many_collisions):
-    assert bad.health()["collapsed"] and "COLLAPSED" in bad.describe()
-
-
-def clustered(seed=0, items=600):
-  """float32 (items, 8) around 6 centres, each with 4 smaller ones around it; and which of both an item belongs to."""
-  rng = np.random.default_rng(seed)
-  large, small = rng.integers(0, 6, items), rng.integers(0, 4, items)
-  centres, steps = 10 * rng.normal(size=(6, 8)), 2 * rng.normal(size=(6, 4, 8))
-  points = centres[large] + steps[large, small] + 0.01 * rng.normal(size=(items, 8))
-  return points.astype(np.float32), large, small
-
-
-def test_kmeans_finds_planted_clusters():
-  points, large, small = clustered()
-  found = residual_kmeans.encode(residual_kmeans.fit(points, 1, 24, normalize_residuals=False), points)[:, 0]
-  # k-means may stop in a local optimum, but a code that mixes large clusters would be a bug.
-  for code in np.unique(found):
-    assert len(np.unique(large[found == code])) == 1
-
-
-def test_empty_centres_move_to_far_points(monkeypatch):
-  points, _, _ = clustered()
-  all_alike = lambda points, key, width: jnp.broadcast_to(points[:1], (width, points.shape[1]))  # noqa: E731
-  monkeypatch.setattr(residual_kmeans, "_plus_plus", all_alike)
-  residual_kmeans._kmeans.clear_cache()
-  found = residual_kmeans.encode(residual_kmeans.fit(points, 1, 24, normalize_residuals=False), points)[:, 0]
-  residual_kmeans._kmeans.clear_cache()
-  assert len(np.unique(found)) == 24
-
-
-def test_levels_lower_the_error_and_centres_are_means():
-  points, _, _ = clustered()
-  books = residual_kmeans.fit(points, 3, 6, normalize_residuals=False)
-  found = residual_kmeans.encode(books, points)
-  residual, errors = points.astype(np.float64), []
-  for level in range(3):
-    for code in np.unique(found[:, level]):  # settled: each centre is the mean of its points
-      mean = residual[found[:, level] == code].mean(0)
-      np.testing.assert_allclose(books.centres[level, code], mean, atol=2e-4)
-    residual = residual - books.centres[level][found[:, level]]
-    errors.append((residual**2).sum())
-  assert errors[0] > 2 * errors[1] > 2 * errors[2]
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_encode_takes_the_nearest_centre_in_batches(monkeypatch, normalize):
-  points, _, _ = clustered()
-  books = residual_kmeans.fit(points, 2, 16, seed=3, normalize_residuals=normalize)
-  residual = points.astype(np.float64)
-  for level, found in enumerate(residual_kmeans.encode(books, points).T):
-    if normalize:
-      residual = residual / np.linalg.norm(residual, axis=1, keepdims=True)
-    distances = ((residual[:, None] - books.centres[level]) ** 2).sum(-1)
-    np.testing.assert_allclose(distances[np.arange(600), found], distances.min(1), rtol=1e-3, atol=1e-5)
-    residual = residual - books.centres[level][found]
-  residual_kmeans._nearest.clear_cache()
-  with monkeypatch.context() as patch:
-    patch.setattr(residual_kmeans, "_BATCH", 64)  # 600 is no multiple of it
-    small_batches = residual_kmeans.encode(books, points)
-  residual_kmeans._nearest.clear_cache()
-  np.testing.assert_array_equal(small_batches, residual_kmeans.encode(books, points))
-
-
-def test_kmeans_depends_on_the_seed_alone():
-  points, _, _ = clustered()
-  one, same, other = (residual_kmeans.fit(points, 2, 10, seed=seed).centres for seed in (0, 0, 1))
-  np.testing.assert_array_equal(one, same)
-  assert not np.array_equal(one, other)
-
-
-def test_kmeans_with_fewer_distinct_points_than_centres():
-  points = np.repeat(np.eye(4, dtype=np.float32), 3, axis=0)
-  found = residual_kmeans.encode(residual_kmeans.fit(points, 2, 8), points)
-  assert len(np.unique(found[:, 0])) == 4
-  np.testing.assert_array_equal(found[0::3], found[2::3])
+TEMPLATE = SemanticIdsConfig().text_template
 
 
 def test_item_text_leaves_out_what_is_not_known():
   full = Item("1", "B0", "Soap", "Acme", ("Beauty > Bath", "Gifts"))
-  assert embeddings.item_text(full) == "Title: Soap; Brand: Acme; Categories: Beauty > Bath, Gifts"
-  assert embeddings.item_text(Item("1", title="Unknown", categories=("A > B",))) == "Categories: A > B"
-  assert embeddings.item_text(Item("1")) == ""
+  assert embeddings.item_text(full, TEMPLATE) == "Title: Soap; Brand: Acme; Categories: Beauty > Bath, Gifts"
+  assert embeddings.item_text(Item("1", title="Unknown", categories=("A > B",)), TEMPLATE) == "Categories: A > B"
+  assert embeddings.item_text(Item("1"), TEMPLATE) == ""
 
 
-def test_embeddings_of_any_float_type_become_float32(tmp_path):
-  np.save(tmp_path / "e.npy", np.array([[1, 2], [3, 4]], np.float16))
+def test_text_template_decides_what_is_embedded():
+  item = Item("1", "B0", "Soap {x}", "Acme")
+  assert embeddings.item_text(item, "{title} by {brand}; for sale; {categories}") == "Soap {x} by Acme; for sale"
+  for template, sentence in {
+    "{titel}": "unknown field {titel}: did you mean {title}",
+    "{title.__class__}": "unknown field",
+    "{}": "unknown field {}",
+    "title": "names no field",
+    "{title": "cannot be read",
+  }.items():
+    with pytest.raises(InputError, match=sentence):
+      embeddings.check_template(template)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_embeddings_of_any_float_type_are_mapped(tmp_path, kind):
+  np.save(tmp_path / "e.npy", np.array([[1, 2], [3, 4]], kind))
   loaded = embeddings.load_embeddings(tmp_path / "e.npy", 2)
-  assert loaded.dtype == np.float32 and loaded.tolist() == [[1, 2], [3, 4]]
+  assert isinstance(loaded, np.memmap) and loaded.dtype == kind and loaded.tolist() == [[1, 2], [3, 4]]
+  assert embeddings.fingerprint(loaded) == embeddings.fingerprint(np.array([[1, 2], [3, 4]], np.float32))
+
+
+def test_named_rows_are_put_in_the_order_of_the_items(tmp_path):
+  vectors = np.arange(8.0).reshape(4, 2) + 1
+  np.savez(tmp_path / "e.npz", embeddings=vectors, ids=np.array(["c", "x", "a", "b"]))
+  loaded = embeddings.load_embeddings(tmp_path / "e.npz", 3, ["a", "b", "c"])
+  np.testing.assert_array_equal(loaded, vectors[[2, 3, 0]])
+  np.savez(tmp_path / "e.npz", embeddings=vectors, ids=np.array([4, 1, 3, 2]))
+  loaded = embeddings.load_embeddings(tmp_path / "e.npz", 4, ["1", "2", "3", "4"])
+  np.testing.assert_array_equal(loaded, vectors[[1, 3, 2, 0]])
+  np.savez(tmp_path / "e.npz", embeddings=vectors)
+  np.testing.assert_array_equal(embeddings.load_embeddings(tmp_path / "e.npz", 4, list("abcd")), vectors)
+
+
+@pytest.mark.parametrize(
+  ("ids", "sentence"),
+  [
+    ([1, 2, 2, 3], "names 1 ids more than once"),
+    ([1, 2, 3, 5], r"no row for 1 of the 4 items, the first of them item '4' \(its own ids look like '1'\)"),
+    ([1, 2, 3], r"ids of shape \(3,\) for 4 rows"),
+  ],
+)
+def test_ids_that_do_not_fit_are_refused(tmp_path, ids, sentence):
+  np.savez(tmp_path / "e.npz", embeddings=np.ones((4, 2)), ids=np.array(ids))
+  with pytest.raises(InputError, match=sentence):
+    embeddings.load_embeddings(tmp_path / "e.npz", 4, ["1", "2", "3", "4"])
 
 
 @pytest.mark.parametrize(
@@ -225,21 +201,21 @@ def test_embeddings_of_any_float_type_become_float32(tmp_path):
     (np.ones((3, 2)), r"e.npy has 3 rows, expected 4"),
     (np.ones(4), r"shape \(4,\): expected floats of shape \(4, features\)"),
     (np.ones((4, 2), int), r"type int64 .*expected floats"),
-    (np.array([[1, 2], [1, 2], [np.nan, 1], [1, 1]]), r"NaN or infinity in row 2 \(item id 3; 1 such rows\)"),
-    (np.array([[1, 2], [1, np.inf], [np.nan, 1], [1, 1]]), r"NaN or infinity in row 1 \(item id 2; 2 such rows\)"),
+    (np.array([[1, 2], [1, 2], [np.nan, 1], [1, 1]]), r"NaN or infinity in row 2 \(item 'c'; 1 such rows\)"),
+    (np.array([[1, 2], [1, np.inf], [np.nan, 1], [1, 1]]), r"NaN or infinity in row 1 \(item 'b'; 2 such rows\)"),
     (np.array([[1, 2], [1, 2], [1, 1], [0, 0]]) * 1.0, r"only zeros in row 3"),
   ],
 )
 def test_unusable_embeddings_are_refused(tmp_path, array, sentence):
   np.save(tmp_path / "e.npy", array)
   with pytest.raises(InputError, match=sentence):
-    embeddings.load_embeddings(tmp_path / "e.npy", 4)
+    embeddings.load_embeddings(tmp_path / "e.npy", 4, list("abcd"))
 
 
 def test_torn_embeddings_are_refused(tmp_path):
   np.save(tmp_path / "e.npy", np.ones((4, 2)))
   (tmp_path / "e.npy").write_bytes((tmp_path / "e.npy").read_bytes()[:-8])
-  with pytest.raises(InputError, match="e.npy cannot be read as a .npy array"):
+  with pytest.raises(InputError, match="e.npy cannot be read as item embeddings"):
     embeddings.load_embeddings(tmp_path / "e.npy", 4)
 
 
@@ -252,3 +228,49 @@ def test_tfidf_puts_like_texts_together():
   np.testing.assert_array_equal(vectors, embeddings.tfidf_svd(texts, 2, seed=0))
   with pytest.raises(InputError, match="holds no words"):
     embeddings.tfidf_svd(["", ""], 3, seed=0)
+
+
+TEXTS = ["red lip stick", "dark red lip stick", "shampoo for dry hair", "hair shampoo"]
+
+
+def test_missing_sentence_transformers_are_asked_for(monkeypatch):
+  monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as if not installed
+  with pytest.raises(InputError, match=r"needs the package sentence-transformers.*rastp_jax\[text\]"):
+    embeddings.sentence_transformer(TEXTS, "any")
+
+
+def test_sentence_transformers_are_asked_for_unit_vectors(monkeypatch):
+  class Fake:
+    def __init__(self, model):
+      if model != "known":
+        raise OSError(f"{model} is not a local folder\nand much more")
+
+    def encode(self, texts, *, convert_to_numpy, normalize_embeddings):
+      assert convert_to_numpy and normalize_embeddings
+      return np.array([[len(text), 1.0] for text in texts])
+
+  monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=Fake))
+  found = embeddings.sentence_transformer(TEXTS, "known")
+  assert found.dtype == np.float32 and found[:, 0].tolist() == [len(text) for text in TEXTS]
+  with pytest.raises(InputError, match=r"'unknown' cannot be loaded \(unknown is not a local folder\)"):
+    embeddings.sentence_transformer(TEXTS, "unknown")
+
+
+def test_a_real_sentence_transformer_from_a_directory(tmp_path):
+  library = pytest.importorskip("sentence_transformers")
+  transformers = pytest.importorskip("transformers")
+  words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
+  (tmp_path / "vocab.txt").write_text("\n".join(words))
+  tokenizer = transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"))
+  shape = transformers.BertConfig(
+    vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+  )
+  for part in (transformers.BertModel(shape), tokenizer):
+    part.save_pretrained(tmp_path / "bert")
+  bert = library.models.Transformer(str(tmp_path / "bert"))
+  library.SentenceTransformer(modules=[bert, library.models.Pooling(16)]).save(str(tmp_path / "model"))
+  vectors = embeddings.sentence_transformer(TEXTS, str(tmp_path / "model"))
+  assert vectors.shape == (4, 16) and vectors.dtype == np.float32
+  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+  with pytest.raises(InputError, match="cannot be loaded"):
+    embeddings.sentence_transformer(TEXTS, str(tmp_path / "nothing_here"))

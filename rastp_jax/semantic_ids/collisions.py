@@ -1,0 +1,125 @@
+"""What becomes of items that share all their learned codes: one more level that counts them, or the next free code."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rastp_jax.errors import InputError
+
+# Rows whose distances to all codes are held at a time by `reassign`.
+_BATCH = 16_384
+
+
+def group_rows(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Groups equal rows of an integer matrix.
+
+  Returns:
+    each row's group (n,); group sizes (groups,); rows sorted by group, stable (n,); each group's start there (groups,).
+  """
+  order = np.lexsort(codes.T[::-1])
+  new = np.ones(len(codes), bool)
+  new[1:] = (codes[order[1:]] != codes[order[:-1]]).any(1)
+  first = np.flatnonzero(new)
+  group = np.empty(len(codes), np.int64)
+  group[order] = np.cumsum(new) - 1
+  return group, np.diff(first, append=len(codes)), order, first
+
+
+def disambiguate(learned: np.ndarray) -> np.ndarray:
+  """Appends the code that tells items with equal learned codes apart.
+
+  It is 0 where the learned codes are unique, else 1, 2, … in item order (the published rule, after TIGER).
+
+  Args:
+    learned: (n_items, levels) integer codes.
+
+  Returns:
+    int32 (n_items, levels + 1).
+  """
+  group, sizes, order, first = group_rows(learned)
+  last = np.zeros(len(learned), np.int32)
+  # The sort is stable, so the rank inside a group follows item order.
+  rank = np.arange(len(learned)) - np.repeat(first, sizes)
+  last[order] = rank + 1
+  last[sizes[group] == 1] = 0
+  return np.concatenate([learned.astype(np.int32), last[:, None]], axis=1)
+
+
+def is_disambiguated(codes: np.ndarray) -> bool:
+  """Whether the last level only counts, from 0 or from 1 and in any order, items whose earlier codes are equal.
+
+  Items without such a twin must all carry 0, or all 1. No learned level looks like this unless it says nothing.
+  """
+  if codes.shape[1] < 2:
+    return False
+  group, sizes, _, first = group_rows(codes[:, :-1])
+  order = np.lexsort([codes[:, -1], group])
+  rank = np.arange(len(codes)) - np.repeat(first, sizes)
+  excess = codes[order, -1].astype(np.int64) - rank  # what counting starts from
+  twins = np.repeat(sizes > 1, sizes)
+  starts = [np.unique(part) for part in (excess[twins], excess[~twins]) if len(part)]
+  return all(len(start) == 1 and start[0] in (0, 1) for start in starts)
+
+
+def reassign(learned: np.ndarray, width: int, costs: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+  """Makes codes unique by moving items to free codes of the last level.
+
+  Of the items that share all codes, the one nearest to its last code keeps it. The others take, the smallest distance
+  first, the nearest codes that no item with the same earlier codes has. An item whose codes are its own never moves.
+
+  Args:
+    learned: (n_items, levels) integer codes.
+    width: codes of the last level.
+    costs: tells the distance of items to all codes of the last level: int rows (n,) -> floats (n, width).
+
+  Returns:
+    int32 (n_items, levels), all rows different.
+
+  Raises:
+    InputError: more than `width` items share the codes before the last level, so that no assignment exists.
+  """
+  codes = learned.astype(np.int32)
+  _, sizes, _, first = group_rows(codes[:, :-1]) if codes.shape[1] > 1 else (None, np.array([len(codes)]), None, [0])
+  order = np.lexsort(codes.T[::-1])  # the same prefix stands together, and in it the same last code
+  if sizes.max() > width:
+    prefix = codes[order[first[sizes.argmax()]], :-1].tolist()
+    raise InputError(
+      f"{sizes.max()} items share the codes {prefix}, more than the {width} codes of the last level can tell apart: "
+      "use semantic_ids.collisions='extra_level', or more levels or a greater width (config.semantic_ids)."
+    )
+  same = np.zeros(len(codes), bool)
+  same[1:] = (codes[order[1:]] == codes[order[:-1]]).all(1)
+  crowded = np.logical_or.reduceat(same, first)  # prefixes under which any code is shared
+  for groups in _chunks(np.flatnonzero(crowded), sizes, _BATCH):
+    members = [order[first[group] : first[group] + sizes[group]] for group in groups]
+    distances = costs(np.concatenate(members))
+    place = 0
+    for rows in members:
+      codes[rows, -1] = _spread(codes[rows, -1], distances[place : place + len(rows)])
+      place += len(rows)
+  return codes
+
+
+def _chunks(groups: np.ndarray, sizes: np.ndarray, rows: int) -> list[np.ndarray]:
+  """Cuts groups into runs of about `rows` rows."""
+  if not len(groups):
+    return []
+  edges = np.flatnonzero(np.diff(np.cumsum(sizes[groups]) // rows)) + 1
+  return np.split(groups, edges)
+
+
+def _spread(last: np.ndarray, distances: np.ndarray) -> np.ndarray:
+  """New last codes (n,), all different, for items of one prefix with distances (n, width)."""
+  own = distances[np.arange(len(last)), last]
+  result = np.full_like(last, -1)
+  free = np.ones(distances.shape[1], bool)
+  for row in np.argsort(own, kind="stable"):  # the nearest item comes first to its code
+    if free[last[row]]:
+      result[row], free[last[row]] = last[row], False
+  moved, codes = np.flatnonzero(result < 0), np.flatnonzero(free)
+  pairs = distances[np.ix_(moved, codes)]
+  for pair in np.argsort(pairs, axis=None, kind="stable"):
+    row, code = moved[pair // len(codes)], codes[pair % len(codes)]
+    if result[row] < 0 and free[code]:
+      result[row], free[code] = code, False
+  return result

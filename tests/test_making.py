@@ -1,0 +1,318 @@
+"""From a catalogue to files: every kind of embeddings and codes; what is refused, and that nothing of it is left."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from rastp_jax import config as config_lib
+from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
+from rastp_jax.errors import InputError
+from rastp_jax.semantic_ids import codes, comparing, making, methods
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.semantic_ids.embeddings import Item
+from rastp_jax.semantic_ids.making import Catalogue
+
+NUM_ITEMS = 40
+KINDS = 4
+ITEMS = [
+  Item(f"i{row}", title=f"word{row} kind{row % KINDS}", categories=(f"All > {row % KINDS}",))
+  for row in range(NUM_ITEMS)
+]
+VECTORS = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)) + 5 * np.eye(6)[np.arange(NUM_ITEMS) % KINDS]
+CODES = np.stack([np.arange(NUM_ITEMS) % KINDS, np.arange(NUM_ITEMS) // KINDS * 2 + 1], 1)  # all different
+
+
+def catalogue(**changes) -> Catalogue:
+  history = np.concatenate([np.arange(kind, NUM_ITEMS, KINDS) for kind in range(KINDS)])
+  length = NUM_ITEMS // KINDS
+  spans = (np.arange(0, NUM_ITEMS, length), np.arange(length, NUM_ITEMS + 1, length) - 2)
+  plain = Catalogue("toys", "abc", NUM_ITEMS, lambda: ITEMS, lambda: (history, spans), True, VECTORS)
+  return dataclasses.replace(plain, **changes)
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+  settings = SemanticIdsConfig(levels=2, width=8, train_steps=5, text_dims=8)
+  return Config(data=DataConfig(dataset="toys", data_dir=str(tmp_path / "data")), semantic_ids=settings)
+
+
+def with_ids(config, **changes) -> Config:
+  return dataclasses.replace(config, semantic_ids=dataclasses.replace(config.semantic_ids, **changes))
+
+
+def files_under(root) -> dict[str, bytes]:
+  return {path.name: path.read_bytes() for path in pathlib.Path(root).rglob("*") if path.is_file()}
+
+
+def index_json(table) -> dict[str, list[str]]:
+  return {
+    item.item_id: [f"<{letter}_{code}>" for letter, code in zip("abcdef", row, strict=False)]
+    for item, row in zip(ITEMS, table, strict=True)
+  }
+
+
+def test_codes_codebooks_and_health_are_written_once_and_found_again(config):
+  first = making.make_or_find(config, catalogue())
+  assert not first.reused and first.figures["shared_category"]["share"] > 0.5
+  assert first.figures["reconstruction_error"][1] < first.figures["reconstruction_error"][0] < 1
+  before = files_under(config.data.data_dir)
+  assert set(before) == {"toys.npz", "toys.codebooks.npz", "toys.health.json", "toys.health.png"}
+  assert json.loads(before["toys.health.json"]) == first.figures
+
+  second = making.make_or_find(config, catalogue())
+  assert second.reused and second.figures == first.figures
+  assert second.semantic_ids.fingerprint == first.semantic_ids.fingerprint
+  assert making.make_or_find(config, catalogue(source_open=False, source_embeddings=None)).reused
+  assert files_under(config.data.data_dir) == before
+
+  # New items get codes from the saved codebooks.
+  quantizer = methods.load(making.beside(first.path, "codebooks.npz"))
+  np.testing.assert_array_equal(quantizer.encode(VECTORS[:3]), first.semantic_ids.learned[:3])
+
+
+def test_health_of_other_codes_is_not_believed(config):
+  config = with_ids(config, method="random")
+  made = making.make_or_find(config, catalogue())
+  stale = making.beside(made.path, "health.json")
+  stale.write_text(json.dumps({**made.figures, "identity": "of others", "items": 7}))
+  assert making.make_or_find(config, catalogue()).figures["items"] == NUM_ITEMS
+  assert json.loads(stale.read_text())["items"] == NUM_ITEMS
+
+
+def test_codes_without_an_extra_level(config):
+  config = with_ids(config, collisions="reassign", width=16)
+  made = making.make_or_find(config, catalogue())
+  ids = codes.load(made.path)
+  assert ids.widths == (16, 16) and len(np.unique(ids.codes, axis=0)) == NUM_ITEMS
+  assert not np.array_equal(ids.learned, ids.codes) and made.figures["colliding_items"] > 0
+  np.testing.assert_array_equal(ids.learned[:, 0], ids.codes[:, 0])
+
+
+def test_every_origin_of_embeddings_is_told(config, tmp_path):
+  np.save(tmp_path / "e.npy", VECTORS.astype(np.float16))
+  np.savez(tmp_path / "e.npz", embeddings=VECTORS[::-1], ids=[item.item_id for item in ITEMS][::-1])
+  origins = {}
+  for name in ("auto", "tfidf_svd", str(tmp_path / "e.npy"), str(tmp_path / "e.npz")):
+    place = dataclasses.replace(config.data, data_dir=str(tmp_path / f"of {len(origins)}"))
+    made = making.make_or_find(dataclasses.replace(with_ids(config, embeddings=name), data=place), catalogue())
+    origins[name] = made.semantic_ids.provenance["embeddings"], made.semantic_ids.fingerprint
+  assert [what for what, _ in origins.values()] == [
+    "embeddings of the source",
+    "tfidf_svd of 8 dimensions",
+    "embeddings of a file",
+    "embeddings of a file",
+  ]
+  assert origins["auto"][1] == origins[str(tmp_path / "e.npz")][1] != origins["tfidf_svd"][1]
+
+
+def test_text_stands_in_where_the_source_has_no_embeddings(config):
+  made = making.make_or_find(config, catalogue(source_embeddings=None))
+  assert made.semantic_ids.provenance["embeddings"] == "tfidf_svd of 8 dimensions"
+  with pytest.raises(InputError, match="was made with text_template="):
+    making.make_or_find(with_ids(config, text_template="{title}"), catalogue(source_embeddings=None))
+
+
+def own(config, tmp_path, name, content, **changes):
+  path = tmp_path / name
+  if isinstance(content, SemanticIds):
+    content.save(path)
+  elif name.endswith(".npy"):
+    np.save(path, content)
+  else:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+  return making.make_or_find(with_ids(config, **changes), catalogue(), str(path))
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("mine.npy", CODES),
+    ("grid.npy", CODES.T.astype(np.uint8)),
+    ("index.json", index_json(CODES)),
+    ("rows.json", dict(zip(map(str, range(NUM_ITEMS)), index_json(CODES).values(), strict=True))),
+    ("other.npz", SemanticIds(CODES, (4, 20), {"dataset": "toys", "dataset_fingerprint": "abc"}, CODES)),
+  ],
+)
+def test_own_codes_that_are_unique_stay_as_they_are(config, tmp_path, name, content):
+  made = own(config, tmp_path, name, content)
+  np.testing.assert_array_equal(made.semantic_ids.codes, CODES)
+  assert made.semantic_ids.widths == (4, 20) and made.semantic_ids.provenance["method"] == "own codes"
+  assert made.figures["levels"] == 2 and made.figures["shared_category"]["share"] == 1
+  assert set(files_under(config.data.data_dir)) == {"toys.npz", "toys.health.json", "toys.health.png"}
+  assert own(config, tmp_path, name, content).reused
+  with pytest.raises(InputError, match="made with method='own codes'.*or give --codes again"):
+    making.make_or_find(config, catalogue())
+
+
+def test_own_codes_get_a_level_only_where_they_collide(config, tmp_path):
+  colliding = CODES // [1, 4]
+  made = own(config, tmp_path, "mine.npy", colliding)
+  assert made.semantic_ids.widths == (4, 5, 3) and made.figures["colliding_percent"] == 100
+  np.testing.assert_array_equal(made.semantic_ids.learned, colliding)
+
+  made.path.unlink()
+  counted = own(config, tmp_path, "counted.npy", made.semantic_ids.codes)  # they bring that level along
+  np.testing.assert_array_equal(counted.semantic_ids.codes, made.semantic_ids.codes)
+  np.testing.assert_array_equal(counted.semantic_ids.learned, colliding)
+  assert counted.figures["colliding_percent"] == 100
+
+
+def vectors_file(vectors, name="e.npy", **arrays):
+  def write(root: pathlib.Path) -> dict:
+    np.savez(root / name, embeddings=vectors, **arrays) if arrays else np.save(root / name, vectors)
+    return {"embeddings": str(root / name)}
+
+  return write
+
+
+def codes_file(name, content):
+  def write(root: pathlib.Path) -> dict:
+    if isinstance(content, np.ndarray):
+      np.save(root / name, content)
+    elif isinstance(content, SemanticIds):
+      content.save(root / name)
+    else:
+      (root / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return {"codes": str(root / name)}
+
+  return write
+
+
+def settings(**values):
+  return lambda root: values
+
+
+def directory_is_a_file(root: pathlib.Path) -> dict:
+  (root / "data").mkdir()
+  (root / "data" / "semantic_ids").write_text("not a directory")
+  return {}
+
+
+def with_value(table, row, level, value):
+  changed = np.array(table, float if isinstance(value, float) else int)
+  changed[row, level] = value
+  return changed
+
+
+SQUARE = np.arange(NUM_ITEMS**2).reshape(NUM_ITEMS, NUM_ITEMS)
+SHORT = dict(list(index_json(CODES).items())[:-2])
+BAD_INPUTS = {
+  "embeddings one row short": (vectors_file(VECTORS[:-1]), "has 39 rows, expected 40"),
+  "embeddings with NaN": (vectors_file(with_value(VECTORS, 3, 1, np.nan)), r"NaN or infinity in row 3 \(item 'i3'"),
+  "embeddings of integers": (vectors_file(CODES), "holds type int64"),
+  "embeddings of text": (vectors_file(np.array([["a"]])), "holds type <U1"),
+  "embeddings with pickles": (vectors_file(np.array([[{}]], object)), "cannot be read as item embeddings"),
+  "embeddings of other ids": (vectors_file(VECTORS, "e.npz", ids=np.arange(NUM_ITEMS)), "no row for 40 of the 40"),
+  "embeddings named twice": (vectors_file(VECTORS, "e.npz", ids=np.zeros(NUM_ITEMS)), "names 39 ids more than once"),
+  "embeddings archive of other arrays": (
+    lambda root: np.savez(root / "e.npz", x=VECTORS) or {"embeddings": str(root / "e.npz")},
+    "with an array named embeddings",
+  ),
+  "embeddings file missing": (settings(embeddings="nowhere/e.npy"), "There is no file nowhere/e.npy"),
+  "unknown origin of embeddings": (settings(embeddings="tfidf"), "did you mean 'tfidf_svd'"),
+  "unknown method": (settings(method="residual_kmean"), "did you mean 'residual_kmeans'"),
+  "unknown way with collisions": (settings(collisions="extra"), "did you mean 'extra_level'"),
+  "unknown template field": (settings(text_template="{titel}"), r"unknown field \{titel\}: did you mean \{title\}"),
+  "template without a field": (settings(text_template="an item"), "names no field"),
+  "sentence-transformers not installed": (settings(embeddings="sentence_transformers"), "needs the package"),
+  "reassignment that cannot be": (
+    settings(collisions="reassign", width=2, levels=2),
+    "items share the codes .* more than the 2 codes",
+  ),
+  "more combinations than a key holds": (settings(levels=8, width=256), "64-bit key"),
+  "codes file missing": (settings(codes="nowhere.npy"), "no file nowhere.npy: --codes must name one"),
+  "codes of an unknown kind": (codes_file("codes.csv", "1,2"), "codes.csv is of no known kind"),
+  "codes below 0": (codes_file("c.npy", with_value(CODES, 5, 1, -1)), "gives item 'i5' the code -1 at level 1"),
+  "codes with offsets": (codes_file("c.npy", CODES + [0, 256]), "gives item 'i0' the code 256 .* without offsets"),
+  "codes that are floats": (codes_file("c.npy", CODES / 2), "holds type float64"),
+  "codes of fewer items": (codes_file("c.npy", CODES[1:]), r"\(39, 2\), in which no side is the dataset's 40 items"),
+  "codes of either orientation": (codes_file("c.npy", SQUARE), "may be items x levels or levels x items"),
+  "codes in one row": (codes_file("c.npy", CODES[:, 0]), r"shape \(40,\)"),
+  "codes of another dataset": (
+    codes_file("c.npz", SemanticIds(CODES, (4, 20), {"dataset": "beauty"}, CODES)),
+    "holds semantic IDs of dataset 'beauty', expected 'toys'",
+  ),
+  "codes of another version of the dataset": (
+    codes_file("c.npz", SemanticIds(CODES, (4, 20), {"dataset": "toys", "dataset_fingerprint": "abd"}, CODES)),
+    "another version of the prepared dataset",
+  ),
+  "equal codes that only codebooks could move": (
+    lambda root: {**codes_file("c.npy", CODES // 2)(root), "collisions": "reassign"},
+    "gives items 'i0' and 'i1' the same codes .*use semantic_ids.collisions='extra_level'",
+  ),
+  "torn codes": (codes_file("c.npy", "\x93NUMPY"), "cannot be read as a .npy array"),
+  "unreadable json": (codes_file("index.json", '{"i0": ["<a_1>"'), "cannot be read as JSON"),
+  "json without items": (codes_file("index.json", ["<a_1>"]), "holds no JSON object"),
+  "json that misses items": (codes_file("index.json", SHORT), "misses 2 of the 40 items, like 'i38'"),
+  "json with other items": (
+    codes_file("index.json", {**index_json(CODES), "x": ["<a_1>", "<b_1>"]}),
+    "and has 1 that are none, like 'x'",
+  ),
+  "json with a level too few": (
+    codes_file("index.json", {**index_json(CODES), "i7": ["<a_1>"]}),
+    "item 'i7' the codes",
+  ),
+  "json with another alphabet": (
+    codes_file("index.json", {**index_json(CODES), "i7": ["<b_1>", "<a_1>"]}),
+    r"item 'i7' the codes \['<b_1>', '<a_1>'\], expected 2 like",
+  ),
+  "directory that cannot be written": (directory_is_a_file, "semantic_ids cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_inputs_end_in_one_sentence_and_leave_nothing(config, tmp_path, monkeypatch, case):
+  prepare, sentence = BAD_INPUTS[case]
+  monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as if not installed
+  values = prepare(tmp_path)
+  before = files_under(config.data.data_dir)
+  codes_path = values.pop("codes", None)
+  with pytest.raises(InputError, match=sentence) as caught:
+    asked = config_lib.from_config_dict(dataclasses.asdict(with_ids(config, **values)))
+    making.check(asked, codes_path)
+    making.make_or_find(asked, catalogue(), codes_path)
+  text = str(caught.value)
+  assert "\n" not in text and text.endswith((".", "?")) and len(text) < 500
+  assert files_under(config.data.data_dir) == before
+
+
+@pytest.mark.parametrize("kind", ["codebooks.npz", "health.png", "health.json", "npz"])
+def test_a_full_disk_leaves_no_codes_behind(config, monkeypatch, kind):
+  config = with_ids(config, method="random")
+  whole = making.files.write_whole
+
+  def full(path, content):
+    if pathlib.Path(path).name == f"toys.{kind}":
+      raise OSError(28, "No space left on device")
+    whole(path, content)
+
+  monkeypatch.setattr("rastp_jax.files.write_whole", full)
+  with pytest.raises(InputError, match=rf"toys.{kind} cannot be written \(No space left on device\): make room"):
+    making.make_or_find(config, catalogue())
+  assert "toys.npz" not in files_under(config.data.data_dir)
+  monkeypatch.undo()
+  assert not making.make_or_find(config, catalogue()).reused  # the next run makes all of it
+
+
+def test_code_sets_are_compared_side_by_side(config, tmp_path):
+  np.save(tmp_path / "own.npy", CODES)
+  learn = ["method=random,seed=3", "levels=1,normalize_residuals=False"]
+  rows = comparing.compare(config, catalogue(), learn, [str(tmp_path / "own.npy")])
+  assert [row["name"] for row in rows] == [*learn, "own.npy"]
+  assert [row["figures"]["levels"] for row in rows] == [2, 1, 2]
+  assert rows[0]["provenance"]["seed"] == 3 and rows[0]["figures"]["reconstruction_error"] is None
+  text = comparing.table(rows)
+  assert text.count("\n") == 4 and "own.npy" in text
+  assert not pathlib.Path(config.data.data_dir).exists()
+  for wrong, sentence in {
+    "method": "expected field=value",
+    "metod=rqvae": "did you mean config.semantic_ids.method",
+  }.items():
+    with pytest.raises(InputError, match=sentence):
+      comparing.compare(config, catalogue(), [wrong], [])
+  with pytest.raises(InputError, match="nothing to compare"):
+    comparing.compare(config, catalogue(), [], [])
