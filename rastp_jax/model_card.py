@@ -60,8 +60,10 @@ model.recommend([["ITEM", "ITEM"]], k=10)   # per history [(item, log-probabilit
 ```
 
 `load.py` is short: it also shows how to call the programs (`decode_N_items.jax`, made by `jax.export` of JAX \
-{{ jax }} for {{ platforms | join(", ") }}; JAX reads them for at least six months after that release) with codes \
-of your own. `model.safetensors` holds the weights under their names in rastp_jax, `export.json` every setting of the run, \
+{{ jax }} for {{ platforms | join(", ") }}; JAX reads them for at least six months after that release) \
+with codes of your own.
+
+`model.safetensors` holds the weights under their names in rastp_jax, `export.json` every setting of the run, \
 `flatbuffers/` (Apache License 2.0) is what `jax.export` reads its files with.
 
 ## Limits
