@@ -38,3 +38,47 @@ def pytest_sessionfinish(session):
   if path and figures:
     command = " ".join(["python -m pytest", *sys.argv[1:]])
     pathlib.Path(path).write_text(json.dumps({"command": command, "quantities": figures}, indent=2) + "\n")
+
+
+@pytest.fixture(scope="session")
+def published_run(tmp_path_factory) -> pathlib.Path:
+  """A workdir made from the published model's trained golden weights, on the generated dataset with golden codes."""
+  import numpy as np
+
+  from rastp_jax import config as config_lib
+  from rastp_jax import loading
+  from rastp_jax.data import amazon_reviews
+  from rastp_jax.semantic_ids.codes import SemanticIds, semantic_ids_path
+  from rastp_jax.training import published_weights
+
+  place = tmp_path_factory.mktemp("published")
+  golden = np.load(pathlib.Path(__file__).parent / "golden" / "small_trained.npz")
+  weights = {name.removeprefix("param/"): golden[name] for name in golden.files if name.startswith("param/")}
+  np.savez(place / "weights.npz", **weights)
+  sizes = json.loads(str(golden["config"]))
+  config = config_lib.Config(
+    data=config_lib.DataConfig("synthetic", str(place / "data"), max_items=10, bucket_items=(4, 10)),
+    model=config_lib.ModelConfig(
+      d_model=sizes["d_model"],
+      num_heads=sizes["num_heads"],
+      head_dim=sizes["d_kv"],
+      d_ff=sizes["d_ff"],
+      uniform_width=True,
+    ),
+    pruning=config_lib.PruningConfig(positions="none", score_dropout=True, score_padded_queries=True),
+    eval=config_lib.EvalConfig(batch_size=64),
+  )
+  source = amazon_reviews.open_source("synthetic", "")
+  prepared = amazon_reviews.prepare(config.data.data_dir, "synthetic", source)
+  width = sizes["num_embeddings_per_hierarchy"]
+  provenance = {"dataset": "synthetic", "dataset_fingerprint": prepared.fingerprint}
+  codes = SemanticIds(golden["catalogue_sids"][: prepared.num_items], (width,) * 4, provenance)
+  codes.save(semantic_ids_path(config))
+  published_weights.import_weights(
+    config,
+    *loading.load_data(config),
+    published_weights.read_weights(place / "weights.npz"),
+    place / "run",
+    "weights.npz",
+  )
+  return place / "run"

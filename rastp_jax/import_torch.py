@@ -1,0 +1,39 @@
+"""Turns weights of the published PyTorch model into a workdir that evaluates, recommends, exports and trains.
+
+    python -m rastp_jax.import_torch --config=configs/beauty.py:reference --weights=model.safetensors \
+        --workdir=runs/published
+
+The weights are a state dict under its PyTorch names, as .safetensors or .npz. The config names the sizes they were
+trained with (`:reference` has the published ones), and its data_dir holds the prepared dataset with the semantic IDs
+they were trained with: other codes would mean other items. Afterwards:
+
+    python -m rastp_jax.evaluate --workdir=runs/published
+"""
+
+from absl import flags
+
+from rastp_jax import cli, loading
+from rastp_jax.errors import InputError
+from rastp_jax.training import published_weights
+
+_CONFIG = cli.define_config_flag()
+flags.adopt_module_key_flags(cli)  # so that --help shows it
+_WEIGHTS = flags.DEFINE_string("weights", None, "The state dict, .safetensors or .npz.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run to be made; must be new or empty.")
+
+
+def main():
+  for flag, example in ((_WEIGHTS, "model.safetensors"), (_WORKDIR, "runs/published")):
+    if not flag.value:
+      raise InputError(f"--{flag.name} is missing: give it like --{flag.name}={example}.")
+  config = cli.load_config(_CONFIG.value)
+  weights = published_weights.read_weights(_WEIGHTS.value)
+  histories, semantic_ids = loading.load_data(config)
+  published_weights.import_weights(config, histories, semantic_ids, weights, _WORKDIR.value, origin=_WEIGHTS.value)
+  print(
+    f"{_WORKDIR.value}: {len(weights)} arrays imported; next: python -m rastp_jax.evaluate --workdir={_WORKDIR.value}"
+  )
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,209 @@
+"""Histories in, recommendations out, one JSON object a line, in constant memory.
+
+A line of the input:   {"user": "A1", "history": ["B004756YJA", "B004ZT0SSG"]}
+A line of the output:  {"user": "A1", "recommendations": [{"item_id": …, "asin": …, "title": …, "score": …}, …],
+                        "unknown_items": 0}
+
+Files whose name ends with .gz are compressed.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import itertools
+import json
+import os
+import pathlib
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any
+
+import tqdm
+
+from rastp_jax import files, loading
+from rastp_jax.data.histories import Histories
+from rastp_jax.errors import InputError
+from rastp_jax.recommender import Answer, Recommender
+from rastp_jax.semantic_ids.embeddings import Item
+
+Line = tuple[Any, Sequence[str | int]]  # a user, whatever JSON value names them, and their history
+
+
+@dataclasses.dataclass
+class Tally:
+  """What became of the users of a file.
+
+  Attributes:
+    users: lines written.
+    recommendations: items recommended, over all users.
+    without_answer: users without a single known item.
+    unknown_items: items of histories that the catalogue lacks, repetitions included.
+    users_with_unknown: users who have such items.
+    example: one of them.
+    seconds: for everything but loading the model.
+  """
+
+  users: int = 0
+  recommendations: int = 0
+  without_answer: int = 0
+  unknown_items: int = 0
+  users_with_unknown: int = 0
+  example: str = ""
+  seconds: float = 0.0
+
+  def add(self, answer: Answer) -> None:
+    self.users += 1
+    self.recommendations += len(answer.recommendations)
+    self.without_answer += not answer.recommendations
+    if answer.unknown_items:
+      self.unknown_items += len(answer.unknown_items)
+      self.users_with_unknown += 1
+      self.example = self.example or answer.unknown_items[0]
+
+  def describe(self) -> str:
+    """One line a person understands."""
+    parts = [
+      f"{self.recommendations:,} recommendations for {self.users:,} users in {self.seconds:.1f} s "
+      f"({self.users / self.seconds:,.1f} users/s, compilation included)"
+    ]
+    if self.unknown_items:
+      parts.append(
+        f"unknown items left out: {self.unknown_items:,}, in {self.users_with_unknown:,} histories, like "
+        f"{self.example!r}"
+      )
+    if self.without_answer:
+      parts.append(f"users without a known item, who got no recommendations: {self.without_answer:,}")
+    return "; ".join(parts)
+
+
+def recommend_to_file(
+  workdir: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  input_path: str | os.PathLike | None = None,
+  split: str | None = None,
+  k: int = 10,
+  exclude_history: bool = False,
+  overrides: Sequence[str] = (),
+) -> Tally:
+  """Writes the recommendations of a run's best checkpoint.
+
+  Args:
+    workdir: of the run.
+    output: JSON lines, replaced once they are complete.
+    input_path: a file of histories; None for those of `split`.
+    split: "test" or "validation": every prepared user's history before that held-out item.
+    k: recommendations a user.
+    exclude_history: see `Recommender.recommend`.
+    overrides: see `loading.load_model`.
+
+  Raises:
+    InputError: before anything is compiled or written, if flags, run or input cannot be used.
+  """
+  total = None if input_path is None else count_histories(input_path)
+  saved = loading.load_model(workdir, overrides)
+  recommender = Recommender.from_saved(saved)
+  if input_path is None:
+    lines, total = held_out_histories(saved.histories, recommender.items, split), saved.histories.num_users
+  else:
+    lines = read_histories(input_path)
+  answers = lambda histories: recommender.stream(histories, k, exclude_history=exclude_history)
+  return write_recommendations(output, lines, answers, total=total)
+
+
+def read_histories(path: str | os.PathLike) -> Iterator[Line]:
+  """Reads a file of histories line by line.
+
+  Raises:
+    InputError: while reading, where a line is not as described above, or the file is missing, torn or empty.
+  """
+  path = pathlib.Path(path)
+  number = 0
+  try:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+      for number, line in enumerate(file, 1):
+        yield _parse(line, f"{path}, line {number}")
+  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    where = f" after line {number}" if number else ""
+    raise InputError(
+      f"{path} cannot be read{where} ({error}): expected JSON lines, plain, or compressed under a name that ends with "
+      ".gz."
+    ) from error
+  if not number:
+    raise InputError(f'{path} is empty: expected lines like {{"user": "A1", "history": ["B004756YJA"]}}.')
+
+
+def count_histories(path: str | os.PathLike) -> int:
+  """Reads the whole file once, so that a mistake in its last line is found before the first is answered.
+
+  Raises:
+    InputError: as `read_histories`.
+  """
+  return sum(1 for _ in read_histories(path))
+
+
+def held_out_histories(histories: Histories, items: Sequence[Item], split: str) -> Iterator[Line]:
+  """Every prepared user's history before the held-out item of "test" or "validation", as lines with item ids."""
+  for user, start, end in zip(histories.user_ids, *histories.spans(split), strict=True):
+    yield user, [items[row].item_id for row in histories.items[start : end - 1]]
+
+
+def write_recommendations(
+  path: str | os.PathLike,
+  lines: Iterable[Line],
+  answers: Callable[[Iterator[Sequence[str | int]]], Iterator[Answer]],
+  *,
+  total: int | None = None,
+) -> Tally:
+  """Answers every line and writes the answers in the same order, whole or not at all, with a progress bar on stderr.
+
+  Args:
+    path: the output.
+    lines: users and histories.
+    answers: turns an iterator of histories into an iterator of answers, like `Recommender.stream`.
+    total: number of lines, if known.
+
+  Raises:
+    InputError: the output cannot be written, or what `lines` raises.
+  """
+  path, tally, start = pathlib.Path(path), Tally(), time.perf_counter()
+  lines, for_users = itertools.tee(lines)  # holds only the users that wait for their answer
+  try:
+    with files.open_whole(path) as file, _compressed(file, path) as out:
+      answered = zip(for_users, answers(history for _, history in lines), strict=True)
+      for (user, _), answer in tqdm.tqdm(answered, total=total, unit=" users", unit_scale=True, mininterval=1.0):
+        line = {
+          "user": user,
+          "recommendations": [dataclasses.asdict(item) for item in answer.recommendations],
+          "unknown_items": len(answer.unknown_items),
+        }
+        out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        tally.add(answer)
+  except OSError as error:
+    raise InputError(
+      f"{path} cannot be written ({error.strerror}): make room there, or choose another place."
+    ) from error
+  tally.seconds = time.perf_counter() - start
+  return tally
+
+
+def _compressed(file: IO[bytes], path: pathlib.Path):
+  if path.suffix == ".gz":
+    return gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
+  return contextlib.nullcontext(file)
+
+
+def _parse(line: str, where: str) -> Line:
+  try:
+    value = json.loads(line)
+  except ValueError as error:
+    raise InputError(f"{where} is no JSON ({error}): expected one object a line, with user and history.") from error
+  if not isinstance(value, dict) or not {"user", "history"} <= set(value):
+    raise InputError(f'{where} lacks a user or a history: expected {{"user": "A1", "history": ["B004756YJA"]}}.')
+  history = value["history"]
+  if not isinstance(history, list) or not all(
+    isinstance(item, str | int) and not isinstance(item, bool) for item in history
+  ):
+    raise InputError(f"{where} has a history that is no list of item ids: expected the most recent one last.")
+  return value["user"], history

@@ -1,0 +1,120 @@
+"""An export answers like the live model, with nothing installed but jax and what jax itself needs."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+from jax import export
+from safetensors.numpy import load_file
+
+from rastp_jax import artifact, exported_model, model_card
+from rastp_jax.errors import InputError
+from rastp_jax.recommender import Recommender
+from tests.test_recommender import make_saved
+
+HISTORIES = [["1", "B001", "3"], [str(row) for row in range(10, 40)], ["gone"], [5, "gone", 7], ["8"] * 6]
+
+
+@pytest.fixture(scope="module")
+def live():
+  return make_saved()
+
+
+@pytest.fixture(scope="module")
+def exported(live, tmp_path_factory):
+  directory = tmp_path_factory.mktemp("export") / "model"
+  artifact.write(directory, *live, figures=None)
+  return directory
+
+
+@pytest.fixture(scope="module")
+def jax_alone(tmp_path_factory):
+  """A directory of packages that holds jax, numpy and what `pip install jax` brings along, and nothing else."""
+  place = tmp_path_factory.mktemp("packages")
+  installed = pathlib.Path(np.__file__).parent.parent
+  for name in ("jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum"):
+    for package in (name, f"{name}.libs"):
+      if (installed / package).exists():
+        (place / package).symlink_to(installed / package)
+  return place
+
+
+def test_answers_equal_the_live_model_where_only_jax_is_installed(live, exported, jax_alone):
+  program = f"""
+import sys, json
+sys.path[:0] = [{str(exported)!r}, {str(jax_alone)!r}]
+from load import ExportedModel
+answers = ExportedModel({str(exported)!r}).recommend({HISTORIES!r}, k=7)
+print(json.dumps([[[item["item_id"], item["asin"], item["title"], score] for item, score in a] for a in answers]))
+for name in ("flax", "rastp_jax", "safetensors", "orbax", "absl"):
+  assert name not in sys.modules
+import flatbuffers
+assert flatbuffers.__file__.startswith({str(exported)!r})
+"""
+  # -I and -S: no user, environment or site packages.
+  done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  theirs = json.loads(done.stdout)
+  with pytest.warns(UserWarning, match="2 items in 2 of 5 histories"):
+    ours = Recommender(*live).recommend(HISTORIES, k=7)
+  assert [len(answer) for answer in theirs] == [7, 7, 0, 7, 7]
+  for answer, live in zip(theirs, ours, strict=True):
+    assert [item[:3] for item in answer] == [[item.item_id, item.asin, item.title] for item in live]
+    np.testing.assert_allclose([item[3] for item in answer], [item.score for item in live], rtol=1e-5)
+
+
+def test_programs_are_for_every_platform_and_any_number_of_users(exported):
+  info = json.loads((exported / "export.json").read_text())
+  assert info["programs"] == {"4": "decode_4_items.jax", "12": "decode_12_items.jax"}
+  for items, name in info["programs"].items():
+    program = export.deserialize(bytearray((exported / name).read_bytes()))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"} and program.nr_devices == 1
+    history = program.in_avals[-1]
+    assert str(history.shape[0]) == "users" and history.shape[1:] == (int(items), 2)
+
+
+def test_weights_are_those_of_the_model(live, exported):
+  weights = load_file(exported / "model.safetensors")
+  plain = exported_model.read_safetensors(exported / "model.safetensors")
+  params = nnx.to_flat_state(nnx.state(live[0].model, nnx.Param))
+  assert len(weights) == len(plain) == len(params)
+  for path, param in params:
+    name = ".".join(map(str, path))
+    np.testing.assert_array_equal(weights[name], param[...])
+    np.testing.assert_array_equal(plain[name], param[...])
+
+
+def test_k_beyond_the_beams_is_refused(exported):
+  with pytest.raises(ValueError, match="k=11 is more than this export's 10 beams"):
+    exported_model.ExportedModel(exported).recommend([["1"]], k=11)
+
+
+def test_model_card_tells_the_figures_of_this_checkpoint_only(live, exported):
+  saved, _ = live
+  info = json.loads((exported / "export.json").read_text())
+  figures = {"users": 2000, "beam_width": 10, "invalid_beams": 0, "recall@5": 0.125, "ndcg@10": 0.0625, "step": 1}
+  figures["config"] = json.loads(json.dumps(dataclasses.asdict(saved.config)))
+  card = model_card.render(info, saved, figures)
+  assert "2,000 users, all items ranked, 10 beams, unconstrained" in card
+  assert "| recall@5 | ndcg@10 |" in card and "| 0.1250 | 0.0625 |" in card
+  assert saved.histories.fingerprint in card and saved.semantic_ids.fingerprint in card
+  assert "it keeps 12 after block 1" in card
+  dense = json.loads(json.dumps(figures))
+  dense["config"]["pruning"]["criterion"] = "none"
+  for others in (figures | {"step": 7}, dense, None):
+    card = model_card.render(info, saved, others)
+    assert "Not known" in card and "0.1250" not in card
+
+
+def test_an_export_is_whole_or_not_there(published_run, exported, tmp_path, monkeypatch):
+  monkeypatch.setattr(artifact, "export_decode", lambda *_: 1 / 0)
+  with pytest.raises(InputError, match="exists and is not empty: choose a new directory"):
+    artifact.export_workdir(published_run, exported)
+  with pytest.raises(ZeroDivisionError):
+    artifact.export_workdir(published_run, tmp_path / "model")
+  assert not list(tmp_path.iterdir())

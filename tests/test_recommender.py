@@ -1,0 +1,211 @@
+"""Recommendations: what is asked comes back, in order, from the catalogue, once each."""
+
+import dataclasses
+import gzip
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from rastp_jax import recommendation_files, recommender, sharding
+from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig
+from rastp_jax.errors import InputError
+from rastp_jax.evaluation.evaluator import Evaluator
+from rastp_jax.loading import SavedModel
+from rastp_jax.model.encoder_decoder import EncoderDecoder
+from rastp_jax.recommender import Answer, Recommendation, Recommender
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.semantic_ids.embeddings import Item
+from tests.test_batches import make_data
+from tests.test_end_to_end import command
+
+LENGTHS = np.random.default_rng(2).integers(3, 20, 90).tolist()
+
+
+def make_saved() -> tuple[SavedModel, list[Item]]:
+  """A small random model with its catalogue, as if loaded from a workdir."""
+  histories, _ = make_data(LENGTHS)
+  # Two levels: half the program to compile.
+  codes = SemanticIds.from_learned(np.random.default_rng(0).integers(0, 16, (50, 1)), 16, {})
+  config = Config(
+    data=DataConfig(max_items=12, bucket_items=(4, 12)),
+    model=ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=2, decoder_blocks=1),
+    pruning=PruningConfig(after_block=(0,)),
+    eval=EvalConfig(batch_size=8, constrained=False),
+  )
+  model = EncoderDecoder(config.model, config.pruning, codes.widths, rngs=nnx.Rngs(0))
+  items = [Item(str(row + 1), f"B{row:03d}" if row else "", f"Title {row}") for row in range(50)]
+  return SavedModel(config, histories, codes, sharding.make_mesh(), model, step=1), items
+
+
+@pytest.fixture(scope="module")
+def saved():
+  return make_saved()[0]
+
+
+@pytest.fixture(scope="module")
+def ours(saved):
+  return Recommender(saved, make_saved()[1])
+
+
+@pytest.fixture(scope="module")
+def lines(saved, ours):
+  return list(recommendation_files.held_out_histories(saved.histories, ours.items, "test"))
+
+
+def test_a_plain_count_of_the_output_file_equals_the_evaluation(saved, ours, lines, tmp_path):
+  recommendation_files.write_recommendations(tmp_path / "recs.jsonl", lines, ours.stream, total=len(lines))
+  catalogue, buckets, recall, gain = {str(row + 1) for row in range(50)}, set(), 0, 0.0
+  offsets = saved.histories.offsets
+  written = (tmp_path / "recs.jsonl").read_text().splitlines()
+  for text, start, end in zip(written, offsets[:-1], offsets[1:], strict=True):
+    recommended = [item["item_id"] for item in json.loads(text)["recommendations"]]
+    assert len(recommended) == len(set(recommended)) == 10 and set(recommended) <= catalogue
+    target = str(saved.histories.items[end - 1] + 1)
+    buckets.add(end - start - 1 <= 4)
+    if target in recommended:
+      recall, gain = recall + 1, gain + 1 / np.log2(recommended.index(target) + 2)
+  constrained = dataclasses.replace(saved.config, eval=EvalConfig(batch_size=8))
+  figures = Evaluator(constrained, saved.histories, saved.semantic_ids, saved.mesh).evaluate(saved.model, "test")
+  assert buckets == {True, False} and figures["users"] == 90 and 0 < recall < 90
+  assert figures["recall@10"] == recall / 90
+  assert figures["ndcg@10"] == pytest.approx(gain / 90, rel=1e-12)
+
+
+def test_history_is_left_out_and_k_remain(ours, lines):
+  histories = [history for _, history in lines if len(history) > 4][:24]
+  everything = ours.recommend(histories, k=50, beam_width=64)
+  for left, ranked, history in zip(
+    ours.recommend(histories, k=10, exclude_history=True, beam_width=64), everything, histories, strict=True
+  ):
+    assert left == [item for item in ranked if item.item_id not in history][:10]
+    assert len(left) == 10
+
+
+def test_beams_suffice_for_long_histories(ours):
+  # 30 distinct items, of which the model reads 12: k + 12 beams would not do.
+  history = [str(row) for row in range(1, 31)]
+  (answer,) = ours.recommend([history], k=15, exclude_history=True)
+  assert len(answer) == 15 and not {item.item_id for item in answer} & set(history)
+
+
+def test_unknown_items_are_skipped_and_counted(ours):
+  histories = [["1", "B001", "3"], ["1", 2, "nix", "3", "nix"], ["nada"], []]
+  with pytest.warns(UserWarning, match="3 items in 2 of 4 histories are not in the catalogue .* like 'nix'"):
+    answers = ours.recommend(histories, k=3)
+  assert [len(answer) for answer in answers] == [3, 3, 0, 0]
+  assert answers[0] == answers[1]  # an ASIN, a number and an item id name the same item
+  assert [answer.unknown_items for answer in ours.stream(histories)] == [(), ("nix", "nix"), ("nada",), ()]
+  best = answers[0][0]
+  assert isinstance(best, Recommendation) and best.title == f"Title {int(best.item_id) - 1}"
+  scores = [item.score for item in answers[0]]
+  assert scores == sorted(scores, reverse=True) and scores[0] < 0
+
+
+def test_a_stream_keeps_the_order_and_few_users_wait(ours, lines, monkeypatch):
+  monkeypatch.setattr(recommender, "_WAITING_BATCHES", 1)
+  long = next(history for _, history in lines if len(history) > 4)
+  histories = [["1"], *[long] * 40, ["2"], *[long] * 40]
+  taken = 0
+
+  def take():
+    nonlocal taken
+    for history in histories:
+      taken += 1
+      yield history
+
+  answers = []
+  for answer in ours.stream(take(), k=3):
+    answers.append(answer.recommendations)
+    assert taken - len(answers) <= 3 * 8  # the window, a full batch and the one being decoded
+  expected = [*ours.recommend([["1"], long, ["2"]], k=3)]
+  assert answers == [expected[0], *[expected[1]] * 40, expected[2], *[expected[1]] * 40]
+
+
+def test_a_catalogue_smaller_than_k_is_recommended_whole(ours):
+  (answer,) = ours.recommend([["1", "2", "3", "4", "5"]], k=64)
+  assert {item.item_id for item in answer} == {str(row + 1) for row in range(50)} and len(answer) == 50
+
+
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
+    ((["1", "2"],), "'1' is no history"),
+    (([[1.5]],), r"\[1.5\] is no history"),
+    (([["1"]], 0), "k=0 makes no sense"),
+  ],
+)
+def test_arguments_that_make_no_sense(ours, arguments, sentence):
+  with pytest.raises(InputError, match=sentence):
+    ours.recommend(*arguments)
+
+
+def answer_all(histories):
+  """A recommender that needs no arithmetic."""
+  for history in histories:
+    yield Answer([Recommendation("7", "B7", "Seife für Müßiggänger", -1.0)] if history else [], tuple(history[1:]))
+
+
+def test_files_are_read_and_written_plain_and_compressed(tmp_path):
+  lines = [{"user": "ü", "history": ["1", "?"]}, {"user": 5, "history": []}]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (tmp_path / "in.jsonl").write_text(text)
+  with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
+    file.write(text)
+  for source, target, opener in (("in.jsonl", "out.jsonl.gz", gzip.open), ("in.jsonl.gz", "out.jsonl", open)):
+    assert recommendation_files.count_histories(tmp_path / source) == 2
+    read = recommendation_files.read_histories(tmp_path / source)
+    tally = recommendation_files.write_recommendations(tmp_path / target, read, answer_all)
+    with opener(tmp_path / target, "rt", encoding="utf-8") as file:
+      first, second = map(json.loads, file)
+    item = {"item_id": "7", "asin": "B7", "title": "Seife für Müßiggänger", "score": -1.0}
+    assert first == {"user": "ü", "recommendations": [item], "unknown_items": 1}
+    assert second == {"user": 5, "recommendations": [], "unknown_items": 0}
+    assert "1 recommendations for 2 users" in tally.describe()
+    assert "unknown items left out: 1, in 1 histories, like '?'" in tally.describe()
+    assert "got no recommendations: 1" in tally.describe()
+
+
+@pytest.mark.parametrize(
+  ("content", "sentence"),
+  [
+    (b"", "is empty"),
+    (b'{"user": 1, "history": []}\n{"user": 1,', "line 2 is no JSON"),
+    (b'{"user": 1}\n', "line 1 lacks a user or a history"),
+    (b'{"history": []}\n', "line 1 lacks a user or a history"),
+    (b"[]\n", "line 1 lacks a user or a history"),
+    (b'{"user": 1, "history": "B1"}\n', "line 1 has a history that is no list of item ids"),
+    (b'{"user": 1, "history": [null]}\n', "line 1 has a history that is no list of item ids"),
+    (b"\xff\n", "cannot be read"),
+    (None, "cannot be read"),
+  ],
+)
+def test_bad_input_ends_in_one_sentence_and_leaves_the_output_alone(tmp_path, content, sentence):
+  if content is not None:
+    (tmp_path / "in.jsonl").write_bytes(content)
+  (tmp_path / "out.jsonl").write_text("old")
+  with pytest.raises(InputError, match=sentence) as caught:
+    read = recommendation_files.read_histories(tmp_path / "in.jsonl")
+    recommendation_files.write_recommendations(tmp_path / "out.jsonl", read, answer_all)
+  assert "\n" not in str(caught.value)
+  assert (tmp_path / "out.jsonl").read_text() == "old"
+  assert {path.name for path in tmp_path.iterdir()} <= {"in.jsonl", "out.jsonl"}
+
+
+def test_torn_gzip(tmp_path):
+  packed = gzip.compress(b'{"user": 1, "history": ["1"]}\n' * 1000)
+  (tmp_path / "in.jsonl.gz").write_bytes(packed[:-12])
+  with pytest.raises(InputError, match="cannot be read"):
+    recommendation_files.count_histories(tmp_path / "in.jsonl.gz")
+
+
+def test_the_binary(published_run, tmp_path):
+  (tmp_path / "in.jsonl").write_text('{"user": "a", "history": ["3", "SYN0000004", "gone"]}\n')
+  files = [f"--workdir={published_run}", f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'recs.jsonl'}"]
+  code, out, err = command("rastp_jax.recommend", *files, "-k", "4", "--exclude_history")
+  assert code == 0, err
+  assert "4 recommendations for 1 users" in out and "unknown items left out: 1" in out
+  (line,) = map(json.loads, (tmp_path / "recs.jsonl").read_text().splitlines())
+  ids = {item["item_id"] for item in line["recommendations"]}
+  assert line["user"] == "a" and len(ids) == 4 and not ids & {"3", "4"}
