@@ -31,7 +31,7 @@ class Group:
   """The seeds of one setting.
 
   Attributes:
-    name: the workdir of a single run, else what the seeds' workdirs have in common.
+    name: the workdir of a single run, or what the seeds' workdirs have in common, without what all groups share.
     results: one a seed, at least one.
   """
 
@@ -107,6 +107,9 @@ def group_seeds(results: Sequence[Result]) -> list[Group]:
   names = [_common_name([result.name for result in group]) for group in groups.values()]
   if len(set(names)) < len(names):  # workdirs that say nothing about what is in them
     names = [f"{group[0].name} …" if len(group) > 1 else group[0].name for group in groups.values()]
+  if len(names) > 1:
+    shared = os.path.commonprefix(names).rpartition("/")[0]
+    names = [name.removeprefix(shared).lstrip("/") for name in names]
   return [Group(name, tuple(group)) for name, group in zip(names, groups.values(), strict=True)]
 
 

@@ -110,6 +110,18 @@ def text(datasets: Mapping[str, Sequence[Group]], *, markdown_tables: bool = Fal
   return "\n\n".join(parts)
 
 
+def settings(groups: Sequence[Group]) -> Rows:
+  """The settings in which groups differ, one column a group; only the heading where they differ in none."""
+  configs = [group.results[0].figures["config"] for group in groups]
+  rows = [["", *(group.name for group in groups)]]
+  for section, fields in configs[0].items():
+    for name in fields:
+      values = [str(config[section][name]) for config in configs]
+      if len(set(values)) > 1:
+        rows.append([f"{section}.{name}", *values])
+  return rows
+
+
 def setting(figures: Mapping[str, Any]) -> str:
   """One line on how the figures were obtained, without which they mean little."""
   decoding = "constrained to items" if figures["config"]["eval"]["constrained"] else "unconstrained"
