@@ -1,6 +1,7 @@
 """Runs against each other: seeds brought together, and differences tested on the same users."""
 
 import dataclasses
+import json
 import os
 import re
 import statistics
@@ -169,7 +170,7 @@ def _setting(result: Result) -> str:
     for name, value in values.items()
     if f"{section}.{name}" not in _INCIDENTAL
   }
-  return repr(sorted(fields.items()))
+  return json.dumps(fields, sort_keys=True)
 
 
 def _common_name(names: Sequence[str]) -> str:

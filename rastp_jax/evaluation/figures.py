@@ -116,8 +116,8 @@ def _quality_and_cost(figure, axes, groups, metric):
       label=group.name,
     )
   quality.set(xlabel=f"training time, {groups[0].name} = 1", ylabel=metric)
+  quality.margins(x=0.1, y=0.25)
   quality.set_xlim(left=0)
-  quality.margins(y=0.25)
   quality.legend()
   for axis, key, scale, heading in (
     (memory, "step_bytes", 1e-6, "memory of a training step, MB"),
@@ -137,7 +137,7 @@ def _breakdowns(figure, axes, groups, metric):
     head, *rows = report.breakdown(groups, grouped_by, metric)
     width = 0.8 / len(groups)
     for place, (colour, group) in enumerate(zip(_colours(groups), groups, strict=True)):
-      heights = [float(row[2 + place]) if row[2 + place] != "-" else 0.0 for row in rows]
+      heights = [float(row[2 + place]) for row in rows]
       offsets = np.arange(len(rows)) + (place - (len(groups) - 1) / 2) * width
       axis.bar(offsets, heights, width, color=colour, label=group.name)
     axis.set_xticks(range(len(rows)), [f"{row[0]}\n{row[1]}" for row in rows])
@@ -152,7 +152,7 @@ def _survival(figure, axes, survival):
   shares = shares[: int((~np.isnan(shares).all(1)).sum())]
   image = grid.imshow(shares.T, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
   grid.set_yticks(range(len(survival.kinds)), survival.kinds)
-  step = max(1, len(shares) // 10)
+  step = max(1, len(shares) // 8)
   grid.set_xticks(range(0, len(shares), step), range(1, len(shares) + 1, step))
   grid.set_xlabel("items back from the target (1 = most recent)")
   grid.grid(visible=False)

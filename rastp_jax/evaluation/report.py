@@ -1,5 +1,6 @@
 """Results as tables: rows of cells, aligned for a terminal or written as Markdown."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def difference_note(groups: Sequence[Group]) -> str:
 
 
 def breakdown(groups: Sequence[Group], grouped_by: str, metric: str) -> Rows:
-  """A metric by group of users, one column a group of runs (mean over seeds).
+  """A metric by group of users (those with nobody in them left out), one column a group of runs (mean over seeds).
 
   Args:
     groups: of runs.
@@ -77,10 +78,9 @@ def breakdown(groups: Sequence[Group], grouped_by: str, metric: str) -> Rows:
   tables = [[result.figures["breakdowns"][grouped_by] for result in group.results] for group in groups]
   rows = [[GROUPED_BY[grouped_by], "users", *(f"{metric}, {group.name}" for group in groups)]]
   for place, first in enumerate(tables[0][0]):
-    cells = []
-    for seeds in tables:
-      values = [table[place].get(metric) for table in seeds]
-      cells.append("-" if None in values else f"{sum(values) / len(values):.4f}")
+    if not first["users"]:
+      continue
+    cells = [f"{statistics.fmean(table[place][metric] for table in seeds):.4f}" for seeds in tables]
     rows.append([interval(first), f"{first['users']:,}", *cells])
   return rows
 
