@@ -145,12 +145,14 @@ def run_command(step: Step) -> None:
     code = process.wait()
   except KeyboardInterrupt:
     process.wait()  # the terminal has told it, too
-    raise InputError(f"{step.what} was interrupted: {_go_on()}") from None
+    raise InputError(f"{step.what} was interrupted: {_go_on()}.") from None
   finally:
     signal.signal(signal.SIGTERM, before)
+  if code < 0:
+    raise InputError(f"{step.what} was stopped by {signal.Signals(-code).name}: {_go_on()}.")
   if code:
     words = last.removeprefix("error: ").rstrip(".")
-    raise InputError(f"{step.what} failed with exit code {code} ({words}): {_go_on()}")
+    raise InputError(f"{step.what} failed with exit code {code} ({words}): put that right, then {_go_on()}.")
 
 
 def make_table(plan: Plan) -> dict[str, Any]:
@@ -256,4 +258,4 @@ def _command() -> str:
 
 
 def _go_on() -> str:
-  return f"put that right, then go on where it stopped by `{_command()}`."
+  return f"go on where it stopped by `{_command()}`"

@@ -109,6 +109,8 @@ def test_the_table(tmp_path):
 
 
 def test_a_failing_process_is_quoted_with_the_way_to_go_on(capfd):
-  with pytest.raises(InputError, match=r"Evaluating x failed with exit code 2 \(--workdir is missing.*go on where it"):
+  with pytest.raises(
+    InputError, match=r"Evaluating x failed with exit code 2 \(--workdir is missing.*put that right, then go on"
+  ):
     paper_runs.run_command(Step("Evaluating x", ("rastp_jax.evaluate",)))
   assert "error: --workdir is missing" in capfd.readouterr().err

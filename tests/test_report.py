@@ -5,13 +5,13 @@ import dataclasses
 import html.parser
 import json
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from rastp_jax import sharding
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig
-from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import comparison, figures, page, results
 from rastp_jax.evaluation.survival import NO_TOKEN, SURVIVED, Survival, survey
@@ -34,13 +34,14 @@ def test_survival_is_what_the_encoder_kept(separator):
   pruning = PruningConfig(after_block=(0, 1), keep_ratio=(0.5, 0.25))
   model = EncoderDecoder(sizes, pruning, codes.widths, rngs=nnx.Rngs(0))
   found = survey(model, histories, codes, config, sharding.make_mesh(), "test")
+  encode = jax.jit(lambda history: model.encode_tokens(model.embed_history(history)))
   assert found.fates.shape == (6, 8, 4 + separator) and found.kinds[-1] == ("separator" if separator else "level 3")
   for user in range(6):
     items = histories.items[histories.offsets[user] : histories.offsets[user + 1] - 1][-8:]
     room = 4 if len(items) <= 4 else 8
     history = np.full((1, room, 4), -1, np.int32)
     history[0, : len(items)] = codes.codes[items]
-    encoded, stages = model.encode_tokens(model.embed_history(history))
+    encoded, stages = encode(history)
     first, last = (set(np.asarray(stage["kept"])[0].tolist()) for stage in stages)
     expected = [
       [SURVIVED if place in last else 2 if place in first else 1 for place in range(start, start + 4 + separator)]
