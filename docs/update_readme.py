@@ -49,13 +49,31 @@ def parity() -> str:
   return table(rows)
 
 
+def paper_table() -> str:
+  """Ours beside the published figures, as launch/paper_table.sh left it."""
+  return table(json.loads((DOCS / "results" / "paper_table.json").read_text())["rows"])
+
+
+def paper_table_cpu() -> str:
+  """The same from launch/paper_table.sh --cpu."""
+  return table(json.loads((DOCS / "results" / "paper_table_cpu.json").read_text())["rows"])
+
+
+TABLES = {make.__name__: make for make in (beauty_cpu, parity, paper_table, paper_table_cpu)}
+
+
 def main():
+  """Fills whatever stands between <!-- NAME --> and <!-- end NAME -->, NAME being one of TABLES."""
   text = README.read_text()
-  for make in (beauty_cpu, parity):
-    marks = f"<!-- {make.__name__} -->", f"<!-- end {make.__name__} -->"
+  names = re.findall(r"<!-- (?!end )(.*?) -->", text)
+  assert sorted(names) == sorted(set(names) & set(TABLES)), (
+    f"README.md has marks other than {', '.join(TABLES)}: {names}"
+  )
+  for name in names:
+    marks = f"<!-- {name} -->", f"<!-- end {name} -->"
     pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
-    text, found = pattern.subn(lambda _, make=make, marks=marks: f"{marks[0]}\n{make()}\n{marks[1]}", text)
-    assert found == 1, f"README.md needs the marks {marks[0]} … {marks[1]} exactly once"
+    text, found = pattern.subn(lambda _, name=name, marks=marks: f"{marks[0]}\n{TABLES[name]()}\n{marks[1]}", text)
+    assert found == 1, f"README.md needs {marks[1]} after {marks[0]}"
   README.write_text(text)
 
 

@@ -81,11 +81,21 @@ def test_a_pruned_model_can_be_decoded_densely(trained):
   assert figures["config"]["pruning"]["criterion"] == "none" and figures["recall@10"] != pruned["recall@10"]
 
 
+def test_the_report_of_both_runs_shows_item_titles(trained):
+  place, _, _ = trained
+  workdirs = [f"--workdir={place / name}" for name in ("none", "some")]
+  code, out, err = command("rastp_jax.report", *workdirs, f"--output={place / 'report'}")
+  assert code == 0, err
+  page = (place / "report" / "index.html").read_text()
+  assert out.strip().endswith("index.html") and "Nail Polish No." in page and "2,000 users of synthetic" in page
+
+
 @pytest.mark.parametrize(
   ("arguments", "sentence"),
   [
     (["rastp_jax.evaluate"], "--workdir is missing"),
     (["rastp_jax.evaluate", "--workdir=nowhere"], "nowhere holds no training run"),
+    (["rastp_jax.report", "--workdir=nowhere", "--output=x"], "nowhere has no results yet"),
     (["rastp_jax.train", "--config=configs/tiny.py"], "--workdir is missing"),
     (["rastp_jax.train", "--config=configs/tiny.py", "--workdir=x", "--config.data.data_dir=nowhere"], "not prepared"),
   ],

@@ -1,17 +1,27 @@
-"""Metrics against the published ones and against twenty lines of NumPy."""
+"""Metrics against the published ones and against twenty lines of NumPy; what is kept of every user; comparisons."""
 
+import collections
 import dataclasses
+import json
 import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from rastp_jax import config as config_lib
 from rastp_jax import sharding
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig
-from rastp_jax.evaluation import metrics
+from rastp_jax.data.histories import Histories
+from rastp_jax.errors import InputError
+from rastp_jax.evaluation import breakdown, comparison, metrics, report, results
+from rastp_jax.evaluation.answers import Answers
 from rastp_jax.evaluation.evaluator import Evaluator
+from rastp_jax.evaluation.results import Result
 from rastp_jax.model.beam_search import beam_search
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from tests.test_batches import LENGTHS, make_data
@@ -25,8 +35,8 @@ def test_metrics_are_the_published_ones():
   beams = np.take_along_axis(units["metric/ids"], order[..., None], axis=1)
   ranks = metrics.target_ranks(beams, units["metric/labels"])
   sums = metrics.ranking_sums(ranks, (5, 10))
-  assert len(sums) == 4
-  for name, value in sums.items():
+  for name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
+    value = sums[name]
     assert value / len(ranks) == pytest.approx(float(units[f"metric/{name}"]), abs=1e-6)
 
 
@@ -54,9 +64,11 @@ def test_figures_equal_a_plain_count(setting, constrained):
   config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, constrained=constrained))
   mesh = sharding.make_mesh()
   evaluator = Evaluator(config, histories, codes, mesh)
-  figures = evaluator.evaluate(model, "test")
+  answers = Answers(histories.num_users, histories.num_items)
+  figures = evaluator.evaluate(model, "test", answers=answers)
   search = jax.jit(lambda h: beam_search(model, model.encode(h), evaluator._transitions, 10, renormalize=False).codes)
-  recall, gain, invalid = 0, 0.0, 0
+  recall, gain, reciprocal, invalid = 0, 0.0, 0.0, 0
+  shown = set()
   for user in range(histories.num_users):
     items = histories.items[histories.offsets[user] : histories.offsets[user + 1]]
     room = 8 if len(items) - 1 <= 8 else 20
@@ -65,12 +77,17 @@ def test_figures_equal_a_plain_count(setting, constrained):
     beams = [tuple(beam) for beam in np.asarray(search(history))[0]]
     target = tuple(codes.codes[items[-1]])
     invalid += sum(beam not in set(map(tuple, codes.codes)) for beam in beams)
+    shown |= set(beams[:5])
+    assert answers.ranks[user] == (beams.index(target) if target in beams else 10)
     if target in beams:
       recall += 1
+      reciprocal += 1 / (beams.index(target) + 1)
       gain += 1 / np.log2(beams.index(target) + 2)
   assert figures["users"] == 120 and figures["beam_width"] == 10
   assert figures["recall@10"] == pytest.approx(recall / 120) and recall > 0
   assert figures["ndcg@10"] == pytest.approx(gain / 120)
+  assert figures["mrr@10"] == pytest.approx(reciprocal / 120)
+  assert answers.coverage([5])["coverage@5"] == len(shown & set(map(tuple, codes.codes))) / 50
   assert figures["invalid_beams"] == invalid
   assert (invalid == 0) == constrained
   assert figures["repeated_beams"] == 0
@@ -80,3 +97,156 @@ def test_a_share_of_the_users_is_counted_as_such(setting):
   config, histories, codes, model = setting
   figures = Evaluator(config, histories, codes, sharding.make_mesh()).evaluate(model, "validation", users=33)
   assert figures["users"] == 33
+
+
+HOST = """
+import sys
+import jax
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+import numpy as np
+from rastp_jax.evaluation.answers import Answers, from_all_hosts
+host = jax.process_index()
+sums = from_all_hosts(np.asarray([2.0**53 - 1 - host, 1 / 3], np.float64))
+answers = Answers(6, 4)
+users = np.arange(6)[host::2]
+answers.add(users, 10 * users, np.asarray([[0, 1 + host], [1 + host, 0], [-1, 0]]))
+answers.merge_hosts()
+print(sums.tolist(), answers.ranks.tolist(), answers.first_places.tolist())
+"""
+
+
+def test_hosts_bring_their_users_together_bit_for_bit():
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = str(probe.getsockname()[1])
+  root = pathlib.Path(__file__).parent.parent
+  hosts = [
+    subprocess.Popen([sys.executable, "-c", HOST, port, host], cwd=root, stdout=subprocess.PIPE, text=True)
+    for host in ("0", "1")
+  ]
+  nobody = np.iinfo(np.int32).max
+  for host in hosts:
+    told = host.communicate(timeout=300)[0].strip().splitlines()[-1]
+    sums = [[2.0**53 - 1, 1 / 3], [2.0**53 - 2, 1 / 3]]
+    assert told == f"{sums} {[0, 10, 20, 30, 40, 50]} {[0, 0, 0, nobody]}"
+
+
+def test_breakdowns_equal_a_plain_count():
+  histories, _ = make_data(LENGTHS[:200], num_items=3000)
+  ranks = np.random.default_rng(3).integers(0, 12, 200)
+  ranks[::7] = -1
+  for split, held_back in (("test", 1), ("validation", 2)):
+    owned = [histories.items[a:b].tolist() for a, b in zip(histories.offsets[:-1], histories.offsets[1:], strict=True)]
+    seen = collections.Counter(item for items in owned if len(items) > 3 for item in items[:-2])
+    found = breakdown.breakdowns(histories, split, ranks, [5, 10])
+    values = {
+      "history_items": [len(items) - held_back for items in owned],
+      "target_seen": [seen[items[-held_back]] for items in owned],
+    }
+    assert 0 in values["target_seen"]
+    for name, groups in found.items():
+      for group in groups:
+        high = np.inf if group["to"] is None else group["to"]
+        mine = [rank for rank, v in zip(ranks, values[name], strict=True) if rank >= 0 and group["from"] <= v <= high]
+        assert group["users"] == len(mine)
+        if mine:
+          assert group["recall@5"] == pytest.approx(sum(rank < 5 for rank in mine) / len(mine))
+          assert group["mrr@10"] == pytest.approx(sum(1 / (rank + 1) for rank in mine if rank < 10) / len(mine))
+        else:
+          assert "recall@5" not in group
+      assert sum(group["users"] for group in groups) == (ranks >= 0).sum()
+
+
+def test_held_out_items_are_not_seen_in_training():
+  items = np.asarray([0, 1, 2, 3, 4, 5, 6], np.int32)
+  histories = Histories(items, np.asarray([0, 4, 7]), 8, ["a", "b"], "f")
+  # The second user's region is item 4 alone, which is in no training sample.
+  assert breakdown.training_counts(histories).tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+
+
+def make_result(name, ranks, *, seed=0, criterion="none", **more):
+  """A result as the evaluator would leave it, with these ranks."""
+  config = json.loads(config_lib.to_json(Config()))
+  config["train"]["seed"], config["pruning"]["criterion"] = seed, criterion
+  ranks = np.asarray(ranks, np.int32)
+  histories, _ = make_data([5, 9, 14, 40] * (len(ranks) // 4))
+  sums = metrics.ranking_sums(ranks, config["eval"]["ks"])
+  figures = {name: value / len(ranks) for name, value in sums.items()}
+  figures |= {"users": len(ranks), "beam_width": 10, "users_per_second": 100.0, "coverage@5": 0.5, "coverage@10": 0.6}
+  figures |= {"breakdowns": breakdown.breakdowns(histories, "test", ranks, (5, 10))}
+  figures |= {"invalid_beams": 0, "repeated_beams": 0, "step": 7, "split": "test", "dataset_fingerprint": "f"}
+  return Result(name, {**figures, "config": config, **more}, ranks)
+
+
+def test_seeds_become_one_column_with_mean_and_deviation():
+  rng = np.random.default_rng(0)
+  ranks = [rng.integers(0, 20, 40) for _ in range(4)]
+  runs = [
+    make_result("runs/v2/dense/seed_1", ranks[0], seed=1),
+    make_result("runs/v2/pruned/seed_1", ranks[1], seed=1, criterion="rastp"),
+    make_result("runs/v2/dense/seed_12", ranks[2], seed=12),
+    make_result("again", ranks[3], seed=12),
+  ]
+  groups = comparison.group_seeds(runs)
+  assert [len(group.results) for group in groups] == [2, 1, 1]  # a repetition is no further seed
+  assert [group.name for group in comparison.group_seeds(runs[:3])] == ["dense", "pruned/seed_1"]
+  recalls = [np.mean(ranks[0] < 10), np.mean(ranks[2] < 10)]
+  assert groups[0].mean("recall@10") == pytest.approx(np.mean(recalls))
+  assert groups[0].deviation("recall@10") == pytest.approx(np.std(recalls, ddof=1))
+  table = dict((row[0], row[1:]) for row in report.comparison(groups[:2]))
+  assert table["recall@10"][0] == f"{np.mean(recalls):.4f} ± {np.std(recalls, ddof=1):.4f}"
+  assert table["recall@10"][2] == f"{np.mean(ranks[1] < 10) / np.mean(recalls):.2f}x"
+  assert table["beams"] == ["10", "10", "1.00x"]
+
+
+def test_runs_on_other_data_are_not_compared():
+  runs = [make_result("a", [0, 1, 2, 3]), make_result("b", [0, 1, 2, 3], dataset_fingerprint="g")]
+  assert [len(groups) for groups in comparison.by_dataset(runs).values()] == [1, 1]
+
+
+def test_bootstrap_of_three_users_is_the_exact_one():
+  # Differences -1, 1, 1: of three draws, the mean is at most 0 with 2 or 3 of the first, 7 times in 27.
+  found = comparison.paired_bootstrap("recall@1", np.asarray([1.0, 0, 0]), np.asarray([0.0, 1, 1]), resamples=100_000)
+  assert found.value == pytest.approx(1 / 3)
+  assert found.p == pytest.approx(2 * 7 / 27, abs=0.005)
+  assert (found.low, found.high) == (-1, 1)  # either end has a chance of 1/27 or 8/27, above 2.5 %
+
+
+def test_bootstrap_of_many_users_is_the_normal_one():
+  rng = np.random.default_rng(5)
+  hard = rng.normal(size=1000) * 10  # what both runs find hard cancels out in pairs
+  first, second = hard + rng.normal(size=1000), hard + rng.normal(size=1000) + 0.1
+  found = comparison.paired_bootstrap("ndcg@10", first, second, resamples=4000)
+  error = np.std(second - first) / np.sqrt(1000)
+  assert found.low == pytest.approx(found.value - 1.96 * error, abs=0.1 * error)
+  assert found.high == pytest.approx(found.value + 1.96 * error, abs=0.1 * error)
+  assert found == comparison.paired_bootstrap("ndcg@10", first, second, resamples=4000)
+  nothing = comparison.paired_bootstrap("ndcg@10", first, first)
+  assert (nothing.value, nothing.low, nothing.high, nothing.p) == (0, 0, 0, 1)
+  clear = comparison.paired_bootstrap("ndcg@10", first, second + 1, resamples=4000)
+  assert clear.p == pytest.approx(2 / 4001)
+
+
+def test_results_come_back_and_mixed_up_files_are_refused(tmp_path):
+  path = tmp_path / "eval_test.json"
+  with pytest.raises(InputError, match=r"run has no results yet .*rastp_jax.evaluate"):
+    results.load(path, "run")
+  result = make_result("run", [0, 3, 12, 9])
+  results.save(path, result.figures, result.ranks)
+  loaded = results.load(path, "run")
+  assert loaded.figures == result.figures and loaded.ranks.tolist() == [0, 3, 12, 9]
+  results.save(tmp_path / "other.json", result.figures, np.asarray([0, 3, 12, 12]))
+  (tmp_path / "other.npz").replace(tmp_path / "eval_test.npz")
+  with pytest.raises(InputError, match="different evaluations"):
+    results.load(path, "run")
+  (tmp_path / "eval_test.npz").write_bytes(b"torn")
+  with pytest.raises(InputError, match="cannot be read"):
+    results.load(path, "run")
+
+
+def test_markdown_holds_the_same_figures():
+  groups = comparison.group_seeds([make_result("a", [0, 3, 12, 9] * 10), make_result("b|c", [1, 3, 2, 9] * 10, x=1)])
+  text = report.text({"beauty": groups}, markdown_tables=True)
+  rows = [line for line in text.splitlines() if line.startswith("| recall@5")]
+  assert [cell.strip() for cell in rows[0].split("|")[2:5]] == ["0.5000", "0.7500", "1.50x"]
+  assert "b\\|c - a" in text and "Paired bootstrap over the 40 users" in text

@@ -22,19 +22,42 @@ def target_ranks(beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
   return np.where(hits.any(-1), hits.argmax(-1), beams.shape[1])
 
 
+# What a target at a rank (from 0) is worth to its user if it is among the first k.
+_GAINS = {
+  "recall": lambda ranks: np.ones(len(ranks)),
+  "ndcg": lambda ranks: 1.0 / np.log2(ranks + 2.0),
+  "mrr": lambda ranks: 1.0 / (ranks + 1.0),
+}
+
+
+def names(ks: Iterable[int]) -> list[str]:
+  """Every measure at every cut-off, like "recall@5"."""
+  return [f"{measure}@{k}" for k in ks for measure in _GAINS]
+
+
+def user_values(ranks: np.ndarray, name: str) -> np.ndarray:
+  """Each user's share in a metric, whose mean over users the metric is.
+
+  Args:
+    ranks: (B,) from 0; at least k where the target was not found.
+    name: "recall@k" (1 if the target is among the first k), "ndcg@k" (1 / log2(rank + 2) if so) or "mrr@k"
+      (1 / (rank + 1) if so).
+
+  Returns:
+    float64 (B,).
+  """
+  measure, _, k = name.partition("@")
+  return np.where(ranks < int(k), _GAINS[measure](ranks), 0.0)
+
+
 def ranking_sums(ranks: np.ndarray, ks: Iterable[int]) -> dict[str, float]:
-  """Sums over users of recall@k (1 if the target is among the first k) and ndcg@k (1 / log2(rank + 2) if so).
+  """`user_values` summed over users, for every measure and cut-off.
 
   Args:
     ranks: (B,) from 0; at least k where the target was not found.
     ks: cut-offs.
   """
-  gains = 1.0 / np.log2(ranks + 2.0)
-  sums = {}
-  for k in ks:
-    sums[f"recall@{k}"] = float(np.sum(ranks < k))
-    sums[f"ndcg@{k}"] = float(np.sum(gains[ranks < k]))
-  return sums
+  return {name: float(np.sum(user_values(ranks, name))) for name in names(ks)}
 
 
 def beam_faults(items: np.ndarray) -> dict[str, int]:

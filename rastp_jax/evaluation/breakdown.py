@@ -1,0 +1,69 @@
+"""Ranking metrics of groups of users: by how much history they have, and by how well known their target is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rastp_jax.data.histories import Histories
+from rastp_jax.evaluation import metrics
+
+# Smallest value of each group; the last one is open.
+HISTORY_ITEMS = (1, 5, 10, 20, 30)
+TARGET_SEEN = (0, 1, 5, 10, 20, 50)
+
+
+def breakdowns(histories: Histories, split: str, ranks: np.ndarray, ks: Sequence[int]) -> dict[str, list[dict]]:
+  """A split's metrics by group of users.
+
+  Args:
+    histories: all users.
+    split: "validation" or "test".
+    ranks: (users,) of each user's target, -1 for users that were not asked.
+    ks: cut-offs.
+
+  Returns:
+    "history_items" (items before the target, however many of them the model reads) and "target_seen" (how often the
+    target occurs in what training sees; its first group is the targets never seen), each a list as from `by_group`.
+  """
+  starts, ends = histories.spans(split)
+  seen = training_counts(histories)[histories.items[ends - 1]]
+  return {
+    "history_items": by_group(ranks, ends - 1 - starts, HISTORY_ITEMS, ks),
+    "target_seen": by_group(ranks, seen, TARGET_SEEN, ks),
+  }
+
+
+def training_counts(histories: Histories) -> np.ndarray:
+  """How often each item occurs where training may look, int64 (num_items,): no held-out item counts.
+
+  A user whose training region is a single item has no training sample, so that item does not count either.
+  """
+  first, stop = histories.training_spans()
+  usable = stop - first >= 2
+  change = np.zeros(len(histories.items) + 1, np.int64)
+  np.add.at(change, first[usable], 1)
+  np.add.at(change, stop[usable], -1)
+  return np.bincount(histories.items[np.cumsum(change)[:-1] > 0], minlength=histories.num_items)
+
+
+def by_group(ranks: np.ndarray, values: np.ndarray, bounds: Sequence[int], ks: Sequence[int]) -> list[dict[str, Any]]:
+  """Means over the users whose value lies between one bound and the next.
+
+  Args:
+    ranks: (users,), -1 for users to leave out.
+    values: (users,) what groups them.
+    bounds: the groups' smallest values, rising; users below the first belong to none.
+    ks: cut-offs.
+
+  Returns:
+    A dict for each group: `from` and `to` (inclusive; None where open), `users`, and, unless it is empty, the metrics.
+  """
+  groups = []
+  for low, high in zip(bounds, [*bounds[1:], None], strict=True):
+    inside = (ranks >= 0) & (values >= low) & (values < (np.inf if high is None else high))
+    count = int(inside.sum())
+    sums = metrics.ranking_sums(ranks[inside], ks)
+    means = {name: value / count for name, value in sums.items()} if count else {}
+    groups.append({"from": low, "to": None if high is None else high - 1, "users": count, **means})
+  return groups
