@@ -36,7 +36,8 @@ def trained(tmp_path_factory):
   assert "240 items" in out and "2000 users" in out
   for name, length in runs.items():
     train = [*config, f"--config.train.length={length}", "--config.train.eval_users=200"]
-    code, out, err = command("rastp_jax.train", *train, f"--workdir={place / name}")
+    cache = f"--compilation_cache={place / 'compiled'}"
+    code, out, err = command("rastp_jax.train", *train, cache, f"--workdir={place / name}")
     assert code == 0, err
   code, again, err = command("rastp_jax.train", *train, f"--workdir={place / name}")
   assert code == 0 and "This run is finished" in again
@@ -66,6 +67,7 @@ def test_logs_are_complete(trained):
   assert len(lines) >= 3 and lines[-1]["loss"] < lines[0]["loss"]
   assert all({"step", "loss", "samples_per_second"} <= set(line) for line in lines)
   assert list((place / "some" / "tensorboard").iterdir())
+  assert any(file.name.startswith("jit_train_step") for file in (place / "compiled").iterdir())
   assert "samples/s" in out and "left" in out
 
 
