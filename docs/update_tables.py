@@ -1,11 +1,11 @@
-"""Fills README.md's tables from docs/results/*.json: python docs/update_readme.py"""
+"""Fills the tables of README.md and docs/*.md from docs/results/*.json: python docs/update_tables.py"""
 
 import json
 import pathlib
 import re
 
 DOCS = pathlib.Path(__file__).parent
-README = DOCS.parent / "README.md"
+PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
 
 
 def table(rows: list[list[str]]) -> str:
@@ -59,22 +59,65 @@ def paper_table_cpu() -> str:
   return table(json.loads((DOCS / "results" / "paper_table_cpu.json").read_text())["rows"])
 
 
-TABLES = {make.__name__: make for make in (beauty_cpu, parity, paper_table, paper_table_cpu)}
+def speed_training() -> str:
+  """The benchmark's ways to train one model on the same samples."""
+  run = json.loads((DOCS / "results" / "speed_cpu.json").read_text())
+  rows = [["", "samples/s", "ratio", "padding", "MFLOP a sample", "peak memory", "compile"]]
+  first = run["training"]["padded_dense"]["samples_per_second"]
+  for name, figures in run["training"].items():
+    rows.append(
+      [
+        name.replace("_", ", "),
+        f"{figures['samples_per_second']:,.1f}",
+        f"{figures['samples_per_second'] / first:.2f}",
+        f"{figures['padding_share']:.0%}",
+        f"{figures['flops_a_sample'] / 1e6:,.0f}",
+        f"{figures['peak_bytes'] / 1e6:,.0f} MB",
+        f"{figures['compile_seconds']:.0f} s",
+      ]
+    )
+  return table(rows)
 
 
-def main():
-  """Fills whatever stands between <!-- NAME --> and <!-- end NAME -->, NAME being one of TABLES."""
-  text = README.read_text()
+def speed_ratios() -> str:
+  """Every ratio of the benchmark's run."""
+  run = json.loads((DOCS / "results" / "speed_cpu.json").read_text())
+  return table([["ratio", "measured"], *([f"`{name}`", f"{value:.3g}"] for name, value in run["ratios"].items())])
+
+
+def speed_decoding() -> str:
+  """Users decoded a second, by what constrains them."""
+  run = json.loads((DOCS / "results" / "speed_cpu.json").read_text())
+  rows = [["", "users/s", "children a prefix has at most, by level"]]
+  for name, figures in run["decoding"]["tables"].items():
+    branches = ", ".join(map(str, figures["branches"])) if figures["branches"] else ""
+    rows.append([name, f"{figures['users_per_second']:,.0f}", branches])
+  return table(rows)
+
+
+TABLES = {
+  make.__name__: make
+  for make in (beauty_cpu, parity, paper_table, paper_table_cpu, speed_training, speed_ratios, speed_decoding)
+}
+
+
+def filled(text: str) -> str:
+  """A page with whatever stands between <!-- NAME --> and <!-- end NAME --> made anew, NAME being one of TABLES."""
   names = re.findall(r"<!-- (?!end )(.*?) -->", text)
   assert sorted(names) == sorted(set(names) & set(TABLES)), (
-    f"README.md has marks other than {', '.join(TABLES)}: {names}"
+    f"a page has marks other than {', '.join(TABLES)}: {names}"
   )
   for name in names:
     marks = f"<!-- {name} -->", f"<!-- end {name} -->"
     pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
     text, found = pattern.subn(lambda _, name=name, marks=marks: f"{marks[0]}\n{TABLES[name]()}\n{marks[1]}", text)
-    assert found == 1, f"README.md needs {marks[1]} after {marks[0]}"
-  README.write_text(text)
+    assert found == 1, f"a page needs {marks[1]} after {marks[0]}"
+  return text
+
+
+def main():
+  for page in PAGES:
+    page.write_text(filled(page.read_text()))
 
 
 if __name__ == "__main__":
