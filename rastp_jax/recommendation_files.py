@@ -127,7 +127,7 @@ def read_histories(path: str | os.PathLike) -> Iterator[Line]:
   except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
     where = f" after line {number}" if number else ""
     raise InputError(
-      f"{path} cannot be read{where} ({error}): expected JSON lines, plain, or compressed under a name that ends with "
+      f"{path} cannot be read{where} ({getattr(error, 'strerror', None) or error}): expected JSON lines, plain, or compressed under a name that ends with "
       ".gz."
     ) from error
   if not number:
