@@ -76,14 +76,15 @@ class ExportedModel:
     for items in sorted(self._programs):
       users = [user for user, rows in enumerate(known) if shorter < len(rows) <= items]
       shorter = items
-      if not users:
-        continue
-      history = np.full((len(users), items, self.codes.shape[1]), -1, np.int32)
-      for place, user in enumerate(users):
-        history[place, : len(known[user])] = self.codes[known[user]]
-      for user, beams, scores in zip(users, *map(np.asarray, self.decode(history)), strict=True):
-        rows = [self._row_of_codes[codes.tobytes()] for codes in beams[np.isfinite(scores)]]
-        answers[user] = [(self.items[row], float(score)) for row, score in zip(rows, scores, strict=False)][:k]
+      for first in range(0, len(users), 256):
+        batch = users[first : first + 256]
+        # A program is compiled for each number of users it meets: here two, for a few and for many.
+        history = np.full((16 if len(batch) <= 16 else 256, items, self.codes.shape[1]), -1, np.int32)
+        for place, user in enumerate(batch):
+          history[place, : len(known[user])] = self.codes[known[user]]
+        for user, beams, scores in zip(batch, *map(np.asarray, self.decode(history)), strict=False):
+          rows = [self._row_of_codes[codes.tobytes()] for codes in beams[np.isfinite(scores)]]
+          answers[user] = [(self.items[row], float(score)) for row, score in zip(rows, scores, strict=False)][:k]
     return answers
 
 

@@ -37,9 +37,9 @@ Test split, {{ "{:,}".format(figures.users) }} users, all items ranked, {{ figur
 {{ "constrained to items" if figures.constrained else "unconstrained" }}, \
 {{ "{:,}".format(figures.invalid_beams) }} beams that are no item:
 
-| {% for name in figures.scores %}{{ name }} | {% endfor %}
-| {% for name in figures.scores %}---: | {% endfor %}
-| {% for value in figures.scores.values() %}{{ "%.4f" | format(value) }} | {% endfor %}
+|{% for name in figures.scores %} {{ name }} |{% endfor %}
+|{% for name in figures.scores %} ---: |{% endfor %}
+|{% for value in figures.scores.values() %} {{ "%.4f" | format(value) }} |{% endfor %}
 {%- else -%}
 Not known: this checkpoint was not evaluated on the test split when it was exported.
 {%- endif %}
@@ -107,17 +107,18 @@ def render(info: Mapping[str, Any], saved: SavedModel, figures: Mapping[str, Any
 
 def _method(provenance: Mapping[str, Any]) -> str:
   known = {name: provenance[name] for name in ("method", "levels", "width", "embeddings") if name in provenance}
-  return ", ".join(f"{name} {value}" for name, value in known.items()) or "of unknown origin"
+  return "; ".join(f"{name}: {value}" for name, value in known.items()) or "of unknown origin"
 
 
 def _scores(figures: Mapping[str, Any] | None, info: Mapping[str, Any]) -> dict[str, Any] | None:
   """The figures that tell of this very model, or None."""
   if figures is None or figures["step"] != info["step"] or figures["config"]["pruning"] != _as_json(info, "pruning"):
     return None
+  ks = figures["config"]["eval"]["ks"]
   return {
     **{name: figures[name] for name in ("users", "beam_width", "invalid_beams")},
     "constrained": figures["config"]["eval"]["constrained"],
-    "scores": {name: value for name, value in figures.items() if name.startswith(("recall@", "ndcg@"))},
+    "scores": {f"{metric}@{k}": figures[f"{metric}@{k}"] for metric in ("recall", "ndcg") for k in ks},
   }
 
 

@@ -125,9 +125,9 @@ def read_histories(path: str | os.PathLike) -> Iterator[Line]:
       for number, line in enumerate(file, 1):
         yield _parse(line, f"{path}, line {number}")
   except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-    where = f" after line {number}" if number else ""
+    where, reason = f" after line {number}" if number else "", getattr(error, "strerror", None) or error
     raise InputError(
-      f"{path} cannot be read{where} ({error}): expected JSON lines, plain, or compressed under a name that ends with "
+      f"{path} cannot be read{where} ({reason}): expected JSON lines, plain, or compressed under a name that ends with "
       ".gz."
     ) from error
   if not number:

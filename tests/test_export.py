@@ -97,11 +97,12 @@ def test_k_beyond_the_beams_is_refused(exported):
 def test_model_card_tells_the_figures_of_this_checkpoint_only(live, exported):
   saved, _ = live
   info = json.loads((exported / "export.json").read_text())
-  figures = {"users": 2000, "beam_width": 10, "invalid_beams": 0, "recall@5": 0.125, "ndcg@10": 0.0625, "step": 1}
+  figures = {"users": 2000, "beam_width": 10, "invalid_beams": 0, "step": 1}
+  figures |= {"recall@5": 0.125, "recall@10": 0.25, "ndcg@5": 0.0625, "ndcg@10": 0.03125}
   figures["config"] = json.loads(json.dumps(dataclasses.asdict(saved.config)))
   card = model_card.render(info, saved, figures)
   assert "2,000 users, all items ranked, 10 beams, unconstrained" in card
-  assert "| recall@5 | ndcg@10 |" in card and "| 0.1250 | 0.0625 |" in card
+  assert "| recall@5 | recall@10 | ndcg@5 | ndcg@10 |" in card and "| 0.1250 | 0.2500 | 0.0625 | 0.0312 |" in card
   assert saved.histories.fingerprint in card and saved.semantic_ids.fingerprint in card
   assert "it keeps 12 after block 1" in card
   dense = json.loads(json.dumps(figures))
