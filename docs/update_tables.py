@@ -104,9 +104,7 @@ TABLES = {
 def filled(text: str) -> str:
   """A page with whatever stands between <!-- NAME --> and <!-- end NAME --> made anew, NAME being one of TABLES."""
   names = re.findall(r"<!-- (?!end )(.*?) -->", text)
-  assert sorted(names) == sorted(set(names) & set(TABLES)), (
-    f"a page has marks other than {', '.join(TABLES)}: {names}"
-  )
+  assert sorted(names) == sorted(set(names) & set(TABLES)), f"a page has marks other than {', '.join(TABLES)}: {names}"
   for name in names:
     marks = f"<!-- {name} -->", f"<!-- end {name} -->"
     pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)

@@ -3,7 +3,7 @@
     python -m rastp_jax.export --workdir=runs/beauty --output=beauty_model
 
 writes programs (`jax.export`), weights (safetensors), the code table, item titles, a loader of a few lines and a model
-card; rastp_jax/artifact.py lists the files. To try them:
+card; rastp_jax/serving/artifact.py lists the files. To try them:
 
     python beauty_model/load.py B004756YJA B004ZT0SSG
 
@@ -12,8 +12,9 @@ The programs keep as many beams as the run's settings say: --override=eval.beam_
 
 from absl import flags
 
-from rastp_jax import artifact, cli, loading
+from rastp_jax import cli, loading
 from rastp_jax.errors import InputError
+from rastp_jax.serving import artifact
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is exported.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the export; must be new or empty.")

@@ -11,13 +11,14 @@ The users of the prepared dataset, each with the history before the held-out ite
 
     python -m rastp_jax.recommend --workdir=runs/beauty --split=test --output=recs.jsonl
 
-The same from Python: rastp_jax/recommender.py.
+The same from Python: rastp_jax/serving/recommender.py.
 """
 
 from absl import flags
 
-from rastp_jax import cli, loading, recommendation_files
+from rastp_jax import cli, loading
 from rastp_jax.errors import InputError
+from rastp_jax.serving import recommendation_files
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is used.")
 _INPUT = flags.DEFINE_string("input", None, "Histories, JSON lines, plain or .gz.")

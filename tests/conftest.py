@@ -47,7 +47,7 @@ def published_run(tmp_path_factory) -> pathlib.Path:
 
   from rastp_jax import config as config_lib
   from rastp_jax import loading
-  from rastp_jax.data import amazon_reviews
+  from rastp_jax.data import raw
   from rastp_jax.semantic_ids.codes import SemanticIds, semantic_ids_path
   from rastp_jax.training import published_weights
 
@@ -68,8 +68,7 @@ def published_run(tmp_path_factory) -> pathlib.Path:
     pruning=config_lib.PruningConfig(positions="none", score_dropout=True, score_padded_queries=True),
     eval=config_lib.EvalConfig(batch_size=64),
   )
-  source = amazon_reviews.open_source("synthetic", "")
-  prepared = amazon_reviews.prepare(config.data.data_dir, "synthetic", source)
+  prepared, _ = raw.prepare_dataset(config.data)
   width = sizes["num_embeddings_per_hierarchy"]
   provenance = {"dataset": "synthetic", "dataset_fingerprint": prepared.fingerprint}
   codes = SemanticIds(golden["catalogue_sids"][: prepared.num_items], (width,) * 4, provenance)

@@ -12,9 +12,9 @@ from flax import nnx
 from jax import export
 from safetensors.numpy import load_file
 
-from rastp_jax import artifact, exported_model, model_card
 from rastp_jax.errors import InputError
-from rastp_jax.recommender import Recommender
+from rastp_jax.serving import artifact, exported_model, model_card
+from rastp_jax.serving.recommender import Recommender
 from tests.test_recommender import make_saved
 
 HISTORIES = [["1", "B001", "3"], [str(row) for row in range(10, 40)], ["gone"], [5, "gone", 7], ["8"] * 6]

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rastp_jax import recommendation_files, recommender, sharding
+from rastp_jax import sharding
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.loading import SavedModel
 from rastp_jax.model.encoder_decoder import EncoderDecoder
-from rastp_jax.recommender import Answer, Recommendation, Recommender
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.embeddings import Item
+from rastp_jax.serving import recommendation_files, recommender
+from rastp_jax.serving.recommender import Answer, Recommendation, Recommender
 from tests.test_batches import make_data
 from tests.test_end_to_end import command
 

@@ -28,13 +28,14 @@ from flax import nnx
 from jax import export
 from safetensors.numpy import save
 
-from rastp_jax import exported_model, files, loading, model_card
+from rastp_jax import files, loading
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.loading import SavedModel
 from rastp_jax.model.beam_search import beam_search
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids.embeddings import Item
 from rastp_jax.semantic_ids.trie import Transitions, build_transitions
+from rastp_jax.serving import exported_model, model_card
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

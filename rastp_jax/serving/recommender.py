@@ -1,6 +1,6 @@
 """Recommendations for anybody's history, as a Python API.
 
-    from rastp_jax.recommender import Recommender
+    from rastp_jax import Recommender
 
     recommender = Recommender.load("runs/beauty")
     for item in recommender.recommend([["B004756YJA", "B004ZT0SSG"]], k=10)[0]:

@@ -24,8 +24,8 @@ import tqdm
 from rastp_jax import files, loading
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
-from rastp_jax.recommender import Answer, Recommender
 from rastp_jax.semantic_ids.embeddings import Item
+from rastp_jax.serving.recommender import Answer, Recommender
 
 Line = tuple[Any, Sequence[str | int]]  # a user, whatever JSON value names them, and their history
 
