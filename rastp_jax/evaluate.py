@@ -58,6 +58,8 @@ def main():
     raise InputError("--output takes the figures of one run: leave it out, or give a single --workdir.")
   if _OUTPUT.value and not _OUTPUT.value.endswith(".json"):
     raise InputError(f"--output={_OUTPUT.value} is no JSON file: give a name that ends in .json.")
+  for path in filter(None, (_OUTPUT.value, _MARKDOWN.value)):
+    files.check_writable(path)
   evaluated = [evaluate_workdir(workdir, _SPLIT.value, _OVERRIDE.value, _OUTPUT.value) for workdir in _WORKDIR.value]
   if jax.process_index() == 0:
     datasets = by_dataset(evaluated)

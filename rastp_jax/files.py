@@ -64,6 +64,23 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
     file.write(content.encode() if isinstance(content, str) else content)
 
 
+def check_writable(path: str | os.PathLike) -> None:
+  """Makes sure, before hours of work, that a file can be written there.
+
+  Raises:
+    InputError: it cannot.
+  """
+  path = pathlib.Path(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+      pass
+    if path.is_dir():
+      raise IsADirectoryError(None, "it is a directory")
+  except OSError as error:
+    raise InputError(f"{path} cannot be written ({error.strerror}): choose another place for it.") from error
+
+
 def write_json(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
   write_whole(path, json.dumps(values, indent=2) + "\n")
 

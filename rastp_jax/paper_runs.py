@@ -110,12 +110,14 @@ def execute(plan: Plan, output: str, run: Callable[[Step], None], say: Callable[
     The paths written.
   """
   todo = steps(plan)
+  paths = [str(pathlib.Path(output) / f"{plan.name}.{ending}") for ending in ("json", "md")]
+  for path in paths:
+    files.check_writable(path)
   for number, step in enumerate(todo, start=1):
     say(f"== {number} of {len(todo)}: {step.what}" + (", done before" if step.finished else f"\n   {step.command}"))
     if not step.finished:
       run(step)
   table = make_table(plan)
-  paths = [str(pathlib.Path(output) / f"{plan.name}.{ending}") for ending in ("json", "md")]
   files.write_json(paths[0], table)
   files.write_whole(paths[1], report.markdown(table["rows"]) + "\n\n" + "\n".join(table["notes"]) + "\n")
   say("\n" + report.align(table["rows"]) + "\n\n" + "\n".join(table["notes"]))

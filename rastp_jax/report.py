@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from rastp_jax import cli, loading
+from rastp_jax import cli, files, loading
 from rastp_jax.data import histories
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import page, results, survival
@@ -32,6 +32,7 @@ def main():
     )
   if len(set(_WORKDIR.value)) < len(_WORKDIR.value):
     raise InputError("A --workdir is given twice: give each run once.")
+  files.check_writable(pathlib.Path(_OUTPUT.value) / "index.html")
   evaluated = [results.load(pathlib.Path(workdir) / f"eval_{_SPLIT.value}.json", workdir) for workdir in _WORKDIR.value]
   logs = {workdir: results.training_log(workdir) for workdir in _WORKDIR.value}
   print(page.write(_OUTPUT.value, evaluated, logs, survey))

@@ -250,3 +250,10 @@ def test_markdown_holds_the_same_figures():
   rows = [line for line in text.splitlines() if line.startswith("| recall@5")]
   assert [cell.strip() for cell in rows[0].split("|")[2:5]] == ["0.5000", "0.7500", "1.50x"]
   assert "b\\|c - a" in text and "Paired bootstrap over the 40 users" in text
+
+
+def test_runs_without_a_common_cut_off_are_refused():
+  other = make_result("b", [0, 1, 2, 3], seed=1)
+  other.figures["config"]["eval"]["ks"] = [1]
+  with pytest.raises(InputError, match=r"No cut-off is common to all runs \(a at \(5, 10\), b at \(1,\)\)"):
+    report.text({"beauty": comparison.group_seeds([make_result("a", [0, 1, 2, 3]), other])})

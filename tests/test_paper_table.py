@@ -66,7 +66,7 @@ def test_it_goes_on_where_it_stopped(tmp_path):
   first, second, third = Machine("Training beauty, pruned, seed 1024"), Machine(), Machine()
   with pytest.raises(InputError, match="broken"):
     paper_runs.execute(plan, str(tmp_path / "out"), first, lambda _: None)
-  assert not (tmp_path / "out").exists()
+  assert not list((tmp_path / "out").iterdir())
   assert sum(line.endswith("# done") for line in paper_runs.dry_run(plan).splitlines()) == 6
   paths = paper_runs.execute(plan, str(tmp_path / "out"), second, lambda _: None)
   assert second.done[:2] == ["Preparing beauty", "Training beauty, pruned, seed 1024"]
@@ -76,6 +76,14 @@ def test_it_goes_on_where_it_stopped(tmp_path):
   assert all(pathlib.Path(path).exists() for path in paths)
   with pytest.raises(InputError, match="seed_999 holds a run of '2 epochs', not '3 epochs'"):
     paper_runs.steps(Plan(runs_dir=str(tmp_path / "runs"), cpu=True, length="3 epochs"))
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_run(tmp_path):
+  (tmp_path / "file").touch()
+  machine = Machine()
+  with pytest.raises(InputError, match="paper_table_cpu.json cannot be written"):
+    paper_runs.execute(Plan(cpu=True), str(tmp_path / "file"), machine, lambda _: None)
+  assert not machine.done
 
 
 def test_a_run_evaluated_before_its_end_is_evaluated_again(tmp_path):

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rastp_jax.errors import InputError
 from rastp_jax.evaluation.comparison import CONFIDENCE, RESAMPLES, Group, compare
 
 Rows = list[list[str]]
@@ -134,8 +135,16 @@ def setting(figures: Mapping[str, Any]) -> str:
 
 
 def common_ks(groups: Sequence[Group]) -> list[int]:
-  """The cut-offs that all groups were evaluated at."""
-  return [k for k in groups[0].ks if all(k in group.ks for group in groups)]
+  """The cut-offs that all groups were evaluated at.
+
+  Raises:
+    InputError: there is none.
+  """
+  ks = [k for k in groups[0].ks if all(k in group.ks for group in groups)]
+  if not ks:
+    lists = ", ".join(f"{group.name} at {group.ks}" for group in groups)
+    raise InputError(f"No cut-off is common to all runs ({lists}): evaluate them with the same eval.ks.")
+  return ks
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
