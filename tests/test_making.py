@@ -92,10 +92,10 @@ def test_health_of_other_codes_is_not_believed(config):
 
 
 def test_codes_without_an_extra_level(config):
-  config = with_ids(config, collisions="reassign", width=16, method="random")
+  config = with_ids(config, collisions="reassign", width=12, method="random")
   made = making.make_or_find(config, catalogue())
   ids = codes.load(made.path)
-  assert ids.widths == (16, 16) and len(np.unique(ids.codes, axis=0)) == NUM_ITEMS
+  assert ids.widths == (12, 12) and len(np.unique(ids.codes, axis=0)) == NUM_ITEMS
   assert not np.array_equal(ids.learned, ids.codes) and made.figures["colliding_items"] > 0
   np.testing.assert_array_equal(ids.learned[:, 0], ids.codes[:, 0])
 
