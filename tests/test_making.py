@@ -11,7 +11,7 @@ import pytest
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import codes, comparing, making, methods
+from rastp_jax.semantic_ids import codes, comparing, health, making, methods
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.embeddings import Item
 from rastp_jax.semantic_ids.making import Catalogue
@@ -32,6 +32,13 @@ def catalogue(**changes) -> Catalogue:
   spans = (np.arange(0, NUM_ITEMS, length), np.arange(length, NUM_ITEMS + 1, length) - 2)
   plain = Catalogue("toys", "abc", NUM_ITEMS, lambda: ITEMS, lambda: (history, spans), True, VECTORS)
   return dataclasses.replace(plain, **changes)
+
+
+@pytest.fixture(autouse=True)
+def quick_plot(request, monkeypatch):
+  """Drawing takes a second; one test does it for all."""
+  if "draws" not in request.node.name:
+    monkeypatch.setattr(health, "plot", lambda *_: b"a picture")
 
 
 @pytest.fixture
@@ -55,11 +62,12 @@ def index_json(table) -> dict[str, list[str]]:
   }
 
 
-def test_codes_codebooks_and_health_are_written_once_and_found_again(config):
+def test_making_draws_and_writes_once_and_finds_all_again(config):
   first = making.make_or_find(config, catalogue())
   assert not first.reused and first.figures["shared_category"]["share"] > 0.5
   assert first.figures["reconstruction_error"][1] < first.figures["reconstruction_error"][0] < 1
   before = files_under(config.data.data_dir)
+  assert before["toys.health.png"].startswith(b"\x89PNG")
   assert set(before) == {"toys.npz", "toys.codebooks.npz", "toys.health.json", "toys.health.png"}
   assert json.loads(before["toys.health.json"]) == first.figures
 
@@ -84,10 +92,10 @@ def test_health_of_other_codes_is_not_believed(config):
 
 
 def test_codes_without_an_extra_level(config):
-  config = with_ids(config, collisions="reassign", width=16)
+  config = with_ids(config, collisions="reassign", width=12, method="random")
   made = making.make_or_find(config, catalogue())
   ids = codes.load(made.path)
-  assert ids.widths == (16, 16) and len(np.unique(ids.codes, axis=0)) == NUM_ITEMS
+  assert ids.widths == (12, 12) and len(np.unique(ids.codes, axis=0)) == NUM_ITEMS
   assert not np.array_equal(ids.learned, ids.codes) and made.figures["colliding_items"] > 0
   np.testing.assert_array_equal(ids.learned[:, 0], ids.codes[:, 0])
 
@@ -227,7 +235,7 @@ BAD_INPUTS = {
   "codes file missing": (settings(codes="nowhere.npy"), "no file nowhere.npy: --codes must name one"),
   "codes of an unknown kind": (codes_file("codes.csv", "1,2"), "codes.csv is of no known kind"),
   "codes below 0": (codes_file("c.npy", with_value(CODES, 5, 1, -1)), "gives item 'i5' the code -1 at level 1"),
-  "codes with offsets": (codes_file("c.npy", CODES + [0, 256]), "gives item 'i0' the code 256 .* without offsets"),
+  "codes with offsets": (codes_file("c.npy", CODES + [0, 256]), "gives item 'i0' the code 257 .* without offsets"),
   "codes that are floats": (codes_file("c.npy", CODES / 2), "holds type float64"),
   "codes of fewer items": (codes_file("c.npy", CODES[1:]), r"\(39, 2\), in which no side is the dataset's 40 items"),
   "codes of either orientation": (codes_file("c.npy", SQUARE), "may be items x levels or levels x items"),
