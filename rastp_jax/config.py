@@ -96,6 +96,8 @@ class SemanticIdsConfig:
   text_template: str = "Title: {title}; Brand: {brand}; Categories: {categories}"  # fields of Item; what is embedded
   text_dims: int = 256  # tfidf_svd: dimensions
   text_model: str = "sentence-transformers/all-MiniLM-L6-v2"  # sentence_transformers: a model's name or directory
+  behaviour: float = 0.0  # 0 to 1: how much of an item's vector comes from what users take next to it, not its text
+  behaviour_dims: int = 64
   normalize_residuals: bool = True  # residual_kmeans, residual_vq: unit length before every level, as published
   train_steps: int = 2000  # residual_vq, rqvae: mini-batches
   train_batch: int = 1024  # residual_vq, rqvae: items a mini-batch
@@ -341,7 +343,9 @@ def _check_semantic_ids(s: SemanticIdsConfig):
     choices = ("auto", "tfidf_svd", "sentence_transformers", "FILE.npy", "FILE.npz")
     _one_of(s.embeddings, choices, "semantic_ids.embeddings")
   _at_least(s.width, 2, "semantic_ids.width")
-  for name in ("levels", "text_dims", "train_steps", "train_batch", "rqvae_latent"):
+  if not 0 <= s.behaviour <= 1:
+    raise InputError(f"config.semantic_ids.behaviour={s.behaviour} must be at least 0 and at most 1.")
+  for name in ("levels", "text_dims", "behaviour_dims", "train_steps", "train_batch", "rqvae_latent"):
     _at_least(getattr(s, name), 1, f"semantic_ids.{name}")
   for width in s.rqvae_hidden:
     _at_least(width, 1, "semantic_ids.rqvae_hidden")

@@ -15,7 +15,7 @@ import numpy as np
 from rastp_jax import files
 from rastp_jax.config import Config, SemanticIdsConfig
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import codes, collisions, embeddings, health, methods, own_codes
+from rastp_jax.semantic_ids import codes, collaborative, collisions, embeddings, health, methods, own_codes
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.embeddings import Item
 from rastp_jax.semantic_ids.quantizer import Quantizer, sample
@@ -158,6 +158,9 @@ class Inputs:
       return cls({**about, "method": _OWN, "codes_sha256": digest}, codes_file=codes_file)
     names = ("method", "seed", "levels", "width", *_METHOD_FIELDS[settings.method])
     about |= {name: _json(getattr(settings, name)) for name in names}
+    about["behaviour"] = settings.behaviour
+    if settings.behaviour:
+      about["behaviour_dims"] = settings.behaviour_dims
     file = _embeddings_file(settings)
     if file is not None:
       vectors, what = embeddings.load_embeddings(file, catalogue.num_items, catalogue.item_ids), "embeddings of a file"
@@ -173,7 +176,17 @@ class Inputs:
     return cls({**about, "embeddings": what, "embeddings_sha256": embeddings.fingerprint(vectors)}, vectors)
 
   def embed(self, settings: SemanticIdsConfig, catalogue: Catalogue) -> np.ndarray:
-    """Item vectors: those found, or made from the items' text."""
+    """Item vectors: those found, or made from the items' text; joined with behaviour where that has a weight."""
+    content = self._content(settings, catalogue)
+    if not settings.behaviour:
+      return content
+    history, spans = catalogue.read_histories()
+    behaviour = collaborative.cooccurrence_vectors(
+      history, *spans, catalogue.num_items, settings.behaviour_dims, settings.seed
+    )
+    return collaborative.join(content, behaviour, settings.behaviour)
+
+  def _content(self, settings: SemanticIdsConfig, catalogue: Catalogue) -> np.ndarray:
     if self.vectors is not None:
       return self.vectors
     texts = [embeddings.item_text(item, settings.text_template) for item in catalogue.items]
