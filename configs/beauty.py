@@ -1,6 +1,6 @@
 """Amazon Beauty 2014 5-core: 22,363 users, 12,101 items, 198,502 interactions.
 
-    python -m rastp_jax.prepare  --config=configs/beauty.py:cpu --raw_dir=DIR         10 s
+    python -m rastp_jax.prepare  --config=configs/beauty.py:cpu [--raw_dir=DIR]       10 s
     python -m rastp_jax.train    --config=configs/beauty.py:cpu --workdir=runs/beauty  19 min of training on 2 cores
     python -m rastp_jax.evaluate --workdir=runs/beauty
 

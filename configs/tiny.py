@@ -16,6 +16,7 @@ def get_config(variants: str = ""):
   config.data.max_items = 16
   config.data.buckets = 2
   config.semantic_ids.width = 32
+  config.semantic_ids.behaviour = 0.0  # the planted structure is in the text
   config.model.d_model = 64
   config.model.num_heads = 2
   config.model.d_ff = 128

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From nothing to a comparison of dense and pruned training:
 #   ./launch/quickstart.sh                                       generated data, a few minutes on 2 cores
-#   ./launch/quickstart.sh --dataset=beauty --raw_dir=DIR        Amazon Beauty (or sports, toys) from the files in DIR
+#   ./launch/quickstart.sh --dataset=beauty --raw_dir=DIR        Amazon Beauty (or sports, toys) from the files in DIR;
+#                                                                without --raw_dir they are downloaded
 # Further options: --workdir=DIR (default runs/DATASET); anything else goes to both training runs, like
 #   --config.train.length="2 epochs"
 set -euo pipefail
@@ -12,7 +13,7 @@ for argument in "$@"; do
     --dataset=*) dataset="${argument#*=}" ;;
     --raw_dir=*) raw_dir="$(realpath -m "${argument#*=}")" ;;
     --workdir=*) workdir="$(realpath -m "${argument#*=}")" ;;
-    --help | -h) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    --help | -h) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     *) training+=("$argument") ;;
   esac
 done
@@ -33,3 +34,5 @@ step "Training with RASTP" \
   $py -m rastp_jax.train --config="$config" --workdir="$workdir/pruned" "${training[@]}"
 step "Evaluating both" \
   $py -m rastp_jax.evaluate --workdir="$workdir/dense" --workdir="$workdir/pruned"
+step "Drawing the report: which tokens survive, learning curves, cost" \
+  $py -m rastp_jax.report --workdir="$workdir/dense" --workdir="$workdir/pruned" --output="$workdir/report"
