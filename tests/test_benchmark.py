@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from rastp_jax.benchmarking.decoding_speed import DecodingSpeed, generated_codes
+from rastp_jax.benchmarking.decoding_speed import DecodingSpeed, cost_of_transitions, generated_codes
 from rastp_jax.benchmarking.ratios import describe, make_ratios
 from rastp_jax.benchmarking.training_speed import TrainingSpeed, fastest_batch_size
 from rastp_jax.benchmarking.variants import make_variants
@@ -111,6 +111,12 @@ def test_generated_codes_are_unique_and_in_range():
   codes = generated_codes(5000, (16, 16, 16))
   assert len(np.unique(codes, axis=0)) == 5000 and codes[:, :3].max() == 15 and (codes >= 0).all()
   assert codes[:, 3].max() >= 2  # 5,000 draws from 4,096 collide
+
+
+def test_a_childs_memory_is_its_own():
+  ballast = np.ones(1 << 27)  # 1.07 GB in this process, which the child must not count
+  cost = cost_of_transitions(1000, (16, 16))
+  assert cost["seconds"] > 0 and 0.05 < cost["peak_gb"] < 0.8 * ballast.nbytes / 1e9
 
 
 def test_the_sweep_stops_when_larger_batches_bring_nothing():

@@ -3,8 +3,8 @@
 import concurrent.futures
 import math
 import multiprocessing
+import pathlib
 import resource
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -55,8 +55,16 @@ def _build_in_child(items: int, widths: tuple[int, ...]) -> dict[str, float]:
   start = time.perf_counter()
   jax.block_until_ready(jax.tree.leaves(build_transitions(codes)))
   seconds = time.perf_counter() - start
-  unit = 1 if sys.platform == "darwin" else 1024
-  return {"seconds": seconds, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+  return {"seconds": seconds, "peak_gb": _peak_bytes() / 1e9}
+
+
+def _peak_bytes() -> int:
+  """Most memory this process has held since it started."""
+  status = pathlib.Path("/proc/self/status")
+  if status.exists():  # getrusage would count what the parent held when it started this process
+    (peak,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class DecodingSpeed:
