@@ -95,9 +95,38 @@ def speed_decoding() -> str:
   return table(rows)
 
 
+def code_sets() -> str:
+  """Health of Beauty's semantic IDs, ours and published, before any training."""
+  rows = [["codes", "levels", "colliding", "same category", "x shuffled", "consecutive items", "x random"]]
+  for codes in json.loads((DOCS / "results" / "semantic_ids_beauty.json").read_text())["code_sets"]:
+    figures = codes["figures"]
+    category, prefix = figures["shared_category"], figures["shared_prefix"]
+    rows.append(
+      [
+        f"`{codes['name']}`",
+        str(figures["levels"]),
+        f"{figures['colliding_percent']:.1f} %",
+        f"{category['share']:.1%}",
+        f"{category['ratio']:.1f}",
+        f"{prefix['consecutive']:.3f}",
+        f"{prefix['ratio']:.1f}",
+      ]
+    )
+  return table(rows)
+
+
 TABLES = {
   make.__name__: make
-  for make in (beauty_cpu, parity, paper_table, paper_table_cpu, speed_training, speed_ratios, speed_decoding)
+  for make in (
+    beauty_cpu,
+    parity,
+    paper_table,
+    paper_table_cpu,
+    speed_training,
+    speed_ratios,
+    speed_decoding,
+    code_sets,
+  )
 }
 
 

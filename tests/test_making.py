@@ -124,6 +124,21 @@ def test_text_stands_in_where_the_source_has_no_embeddings(config):
     making.make_or_find(with_ids(config, text_template="{title}"), catalogue(source_embeddings=None))
 
 
+def test_behaviour_tells_what_the_content_does_not(config, tmp_path):
+  noise = np.random.default_rng(1).normal(size=(NUM_ITEMS, 6))
+  shared = []
+  for weight in (0.0, 0.9):
+    place = dataclasses.replace(config.data, data_dir=str(tmp_path / f"of {weight}"))
+    changed = dataclasses.replace(with_ids(config, behaviour=weight, behaviour_dims=4), data=place)
+    shared.append(making.make_or_find(changed, catalogue(source_embeddings=noise)).figures["shared_prefix"])
+  assert shared[1]["consecutive"] > 2 * shared[0]["consecutive"]
+  with pytest.raises(InputError, match="was made with behaviour=0.9, but now behaviour=0.5"):
+    making.make_or_find(
+      dataclasses.replace(with_ids(config, behaviour=0.5, behaviour_dims=4), data=place),
+      catalogue(source_embeddings=noise),
+    )
+
+
 def own(config, tmp_path, name, content, **changes):
   path = tmp_path / name
   if isinstance(content, SemanticIds):
