@@ -250,7 +250,7 @@ def plot(ids: SemanticIds, figures: Mapping[str, Any], title: str) -> bytes:
   load.axhline(figures["items"] / max(figures["widths"][: len(levels)]), color="grey", ls=":", label="even")
   load.legend(fontsize=8)
 
-  spread.set(title="How evenly codes are used (1 = ideal)", ylim=(0, 1.35))
+  spread.set(title="How evenly codes are used (1 = ideal)", ylim=(0, 1.55), yticks=np.linspace(0, 1, 6))
   in_use = [used / width for used, width in zip(figures["codes_in_use"], figures["widths"], strict=False)]
   spread.axhline(COLLAPSED_ENTROPY, color="firebrick", ls="--", lw=1.2, label="entropy below: collapsed", zorder=3)
   _bars(spread, names, {"codes in use": in_use, "entropy": figures["entropy"]}, "{:.2f}")
