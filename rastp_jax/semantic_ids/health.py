@@ -250,7 +250,7 @@ def plot(ids: SemanticIds, figures: Mapping[str, Any], title: str) -> bytes:
   load.axhline(figures["items"] / max(figures["widths"][: len(levels)]), color="grey", ls=":", label="even")
   load.legend(fontsize=8)
 
-  spread.set(title="How evenly codes are used (1 = ideal)", ylim=(0, 1.35))
+  spread.set(title="How evenly codes are used (1 = ideal)", ylim=(0, 1.55), yticks=np.linspace(0, 1, 6))
   in_use = [used / width for used, width in zip(figures["codes_in_use"], figures["widths"], strict=False)]
   spread.axhline(COLLAPSED_ENTROPY, color="firebrick", ls="--", lw=1.2, label="entropy below: collapsed", zorder=3)
   _bars(spread, names, {"codes in use": in_use, "entropy": figures["entropy"]}, "{:.2f}")
@@ -281,8 +281,7 @@ def plot(ids: SemanticIds, figures: Mapping[str, Any], title: str) -> bytes:
     category.bar_label(drawn, fmt="{:.1f} %", fontsize=9)
     category.margins(y=0.12)
 
-  prefix.set(title="Two items of a history:\nsame first 1, 2, … codes", ylabel="% of pairs", yscale="log")
-  prefix.yaxis.set_major_formatter("{x:g}")
+  prefix.set(title="Two items of a history:\nsame first 1, 2, … codes", ylabel="% of pairs")
   found = figures["shared_prefix"]
   if found is None:
     _say(prefix, "unknown: no histories")
@@ -292,6 +291,9 @@ def plot(ids: SemanticIds, figures: Mapping[str, Any], title: str) -> bytes:
       "random": [100 * share for share in found["random_by_level"]],
     }
     _bars(prefix, [f"first {level + 1}" for level in levels], series, "{:.2g}")
+    if sum(series["consecutive"] + series["random"]):  # a logarithm needs something to show
+      prefix.set_yscale("log")
+      prefix.yaxis.set_major_formatter("{x:g}")
     prefix.margins(y=0.15)
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png")
@@ -322,4 +324,4 @@ def _bars(axes, names: Sequence[str], series: Mapping[str, Sequence[float]], lab
 
 def _say(axes, text: str) -> None:
   axes.text(0.5, 0.5, text, ha="center", va="center", color="grey", transform=axes.transAxes)
-  axes.set(xticks=[], yticks=[], yscale="linear")
+  axes.set(xticks=[], yticks=[])
