@@ -181,6 +181,16 @@ def to_json(config: Config) -> str:
   return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
 
 
+def flat(config: Config, without: tuple[str, ...] = ()) -> dict[str, str]:
+  """Every setting's value as text under its dotted name, like "config.train.seed", but for those in `without`."""
+  return {
+    f"config.{section}.{name}": repr(value)
+    for section, values in dataclasses.asdict(config).items()
+    for name, value in values.items()
+    if f"{section}.{name}" not in without
+  }
+
+
 def from_json(text: str) -> Config:
   return from_config_dict(json.loads(text))
 

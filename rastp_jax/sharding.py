@@ -26,6 +26,7 @@ from rastp_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that share a batch's rows
+_DEFAULT = MeshConfig()
 
 # The first pattern found at the end of a weight's path decides. Optimizer moments end with their weight's path, so they
 # are placed like it. An axis that does not divide its dimension is left out: that dimension stays whole.
@@ -40,7 +41,7 @@ TABLE = (
 )
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig = _DEFAULT, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Arranges devices along the three axes; by default all of them share the batch.
 
   Args:
@@ -118,7 +119,9 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
   if spec is None:
     raise KeyError(f"rastp_jax/sharding.py's table has no line for {path!r}")
   sizes = mesh.shape
-  fits = (axis if sizes[axis] > 1 and size % sizes[axis] == 0 else None for axis, size in zip(spec, shape, strict=False))
+  fits = (
+    axis if sizes[axis] > 1 and size % sizes[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)
+  )
   return NamedSharding(mesh, PartitionSpec(*fits))
 
 

@@ -31,9 +31,9 @@ class TrainState:
     opt_state: Optax's.
     key: random key, never changed: a step uses fold_in(key, step).
     sums: float32 scalars over the open log interval: "samples", "steps", "grad_norm" (before clipping), and the loss
-      and its parts, each times the batch's samples. Skipped steps add nothing.
-    skipped: int32 scalars about steps whose loss or gradient was not finite and which therefore changed nothing:
-      "in_a_row" up to now, "last" such step's number (from 1; 0: none yet).
+      and its parts, each times the batch's samples. A step whose loss or gradient is not finite changes nothing but
+      "skipped", their number.
+    skipped: int32 scalars over the whole run: such steps "in_a_row" up to now, and the "last" one's number (0: none).
   """
 
   step: jax.Array
@@ -57,7 +57,9 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, seed: int, 
 
 
 def zero_sums(loss_parts: list[str]) -> dict[str, jax.Array]:
-  return {name: jnp.zeros((), jnp.float32) for name in ("samples", "steps", "grad_norm", "loss", *loss_parts)}
+  return {
+    name: jnp.zeros((), jnp.float32) for name in ("samples", "steps", "skipped", "grad_norm", "loss", *loss_parts)
+  }
 
 
 def make_train_step(
@@ -83,15 +85,15 @@ def make_train_step(
     samples = jnp.sum(batch["weight"])
     sums = {"samples": samples, "steps": jnp.ones(()), "grad_norm": norm}
     sums |= {name: value * samples for name, value in {"loss": loss, **parts}.items()}
-    sums = {name: total + sums[name] for name, total in state.sums.items()}
-    new, old = (params, opt_state, sums), (state.params, state.opt_state, state.sums)
+    sums = {name: total + sums[name] for name, total in state.sums.items() if name != "skipped"}
+    new, old = (params, opt_state, sums), (state.params, state.opt_state, {name: state.sums[name] for name in sums})
     params, opt_state, sums = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     return TrainState(
       step=state.step + 1,
       params=params,
       opt_state=opt_state,
       key=state.key,
-      sums=sums,
+      sums={**sums, "skipped": state.sums["skipped"] + jnp.where(finite, 0.0, 1.0)},
       skipped={
         "in_a_row": jnp.where(finite, 0, state.skipped["in_a_row"] + 1),
         "last": jnp.where(finite, state.skipped["last"], state.step + 1),
