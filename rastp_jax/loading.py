@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rastp_jax import config as config_lib
-from rastp_jax import sharding
+from rastp_jax import hosts, sharding
 from rastp_jax.config import Config
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.data.histories import Histories
@@ -48,19 +48,28 @@ class SavedModel:
 
 
 def load_data(config: Config) -> tuple[Histories, SemanticIds]:
-  """Reads the prepared dataset and its semantic IDs.
+  """Reads the prepared dataset and its semantic IDs, in every process of the run.
 
   Raises:
-    InputError: they are missing, damaged or do not belong together; the sentence says what to run.
+    InputError: in one of the processes they are missing, damaged or do not belong together, or its settings or data
+      are not those of the others; all of them raise it, and the sentence says what to run.
   """
-  histories = histories_lib.load(config.data.data_dir, config.data.dataset)
-  semantic_ids = codes.load(
-    codes.semantic_ids_path(config),
-    dataset=config.data.dataset,
-    fingerprint=histories.fingerprint,
-    num_items=histories.num_items,
-  )
+  with hosts.together():
+    histories = histories_lib.load(config.data.data_dir, config.data.dataset)
+    semantic_ids = codes.load(
+      codes.semantic_ids_path(config),
+      dataset=config.data.dataset,
+      fingerprint=histories.fingerprint,
+      num_items=histories.num_items,
+    )
+  check_same(config, histories, semantic_ids)
   return histories, semantic_ids
+
+
+def check_same(config: Config, histories: Histories, semantic_ids: SemanticIds) -> None:
+  """Raises InputError in all processes if one of them has other settings or data than process 0."""
+  fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
+  hosts.check_same({**config_lib.flat(config, without=("data.data_dir",)), **fingerprints})
 
 
 def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> SavedModel:

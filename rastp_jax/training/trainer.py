@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rastp_jax import config as config_lib
-from rastp_jax import files, hosts, sharding
+from rastp_jax import files, sharding
 from rastp_jax.config import Config
 from rastp_jax.data.batches import TrainingBatches, training_iterator
 from rastp_jax.data.histories import Histories
@@ -84,8 +83,6 @@ def train(
   # 1. What to train on, and for how long. Everything that can be refused is refused here.
   if evaluate is not None and 5 not in config.eval.ks:
     raise InputError(f"config.eval.ks={config.eval.ks} lacks 5: training picks its best checkpoint by {CRITERION}.")
-  fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
-  hosts.check_same({**config_lib.flat(config, without=("data.data_dir",)), **fingerprints})
   mesh = sharding.make_mesh(config.mesh)
   source = TrainingBatches(
     histories,
@@ -111,6 +108,7 @@ def train(
     params = nnx.to_pure_dict(nnx.state(fresh_model(config, semantic_ids.widths), nnx.Param))
     return make_state(params, optimizer, config.train.seed, parts)
 
+  fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
   with Checkpoints(workdir, config, fingerprints) as checkpoints, StopRequests() as requests, _room(workdir):
     # 2. The state. Its shape comes first, so that a resumed run never makes weights only to drop them.
     shapes = placed(jax.eval_shape(fresh), mesh)
