@@ -77,6 +77,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   # Libraries tell through the same log what they load and save; people came for our lines.
   absl_logging.get_absl_handler().addFilter(_ours_or_serious)
   logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # "no GPU found" is no news to its owner
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a traceback a file that no longer fits on a full disk
 
   def guarded(argv: Sequence[str]):
     try:

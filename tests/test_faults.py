@@ -134,14 +134,13 @@ def test_a_second_trainer_on_the_same_workdir_is_refused(tmp_path):
     pass
 
 
-def damages():
-  yield "flipped byte", flip
-  yield "missing shard", lambda directory: max(shards(directory), key=lambda path: path.stat().st_size).unlink()
-
-
 def shards(directory):
   """The files that hold the parameters' numbers."""
   return [path for path in (directory / "params").rglob("*") if path.is_file() and path.parent.name == "d"]
+
+
+def remove(directory):
+  max(shards(directory), key=lambda path: path.stat().st_size).unlink()
 
 
 def flip(directory):
@@ -151,8 +150,8 @@ def flip(directory):
   largest.write_bytes(content)
 
 
-@pytest.mark.parametrize(("name", "damage"), damages())
-def test_damaged_checkpoints_are_found(tmp_path, reference, name, damage):  # noqa: F811
+@pytest.mark.parametrize("damage", [flip, remove])
+def test_damaged_checkpoints_are_found(tmp_path, reference, damage):  # noqa: F811
   run(tmp_path, train__length="10 steps")
   damage(tmp_path / "checkpoints" / "10")
   with pytest.raises(InputError, match=r"best checkpoint in .*, of step 10, cannot be read"):
@@ -164,11 +163,11 @@ def test_damaged_checkpoints_are_found(tmp_path, reference, name, damage):  # no
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A file system of 1 MB, where the system lets us mount one."""
+  """A file system of 4 MB, where the system lets us mount one."""
   place = tmp_path / "small"
   place.mkdir()
   libc = ctypes.CDLL(None, use_errno=True)
-  if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=1m"):
+  if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=4m"):
     pytest.skip("mounting a tmpfs is not allowed here")
   yield place
   libc.umount2(str(place).encode(), 2)
@@ -205,7 +204,7 @@ def test_checkpoints_go_on_on_another_mesh(tmp_path, reference, monkeypatch):  #
   mesh = sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2, 1), sharding.AXES)
   graph, params = step.abstract_model(config, semantic_ids.widths, mesh)
   moved = checkpoint.restore_params(tmp_path, params).params
-  assert moved["heads"][0]["kernel"].sharding.spec == sharding.PartitionSpec("fsdp")
+  assert moved["heads"][0]["kernel"].sharding.spec[0] == "fsdp"
   assert_equal(jax.tree.map(np.asarray, moved), jax.tree.map(np.asarray, saved_params(tmp_path).params))
   halves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding), params)
   half = checkpoint.restore_params(tmp_path, halves).params["code_embedding"]

@@ -15,6 +15,7 @@ they hold for any mesh and find whatever the disk did to the files. Nothing here
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import json
@@ -189,9 +190,10 @@ class Checkpoints:
     except Exception as error:
       if jax.process_count() > 1:
         raise  # another process may be gone: see hosts.leave_if_lost
-      room = shutil.disk_usage(self._workdir).free
+      room, full = shutil.disk_usage(self._workdir).free, os.strerror(errno.ENOSPC)
+      reason = full if full in str(error) else _first_line(error)
       raise InputError(
-        f"The checkpoint of step {step} could not be written in {self._workdir} ({_first_line(error)}; "
+        f"The checkpoint of step {step} could not be written in {self._workdir} ({reason}; "
         f"{room / 1e6:,.1f} MB are free there): make room and run the same command again, which goes on from the "
         "checkpoint before."
       ) from error
@@ -373,13 +375,13 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       file.seek(0)
-      with contextlib.suppress(ValueError):  # its owner may be writing it right now
-        owner = json.loads(file.read())
-        raise InputError(
-          f"{workdir} is in use by process {owner['pid']} on {owner['host']}: wait until it ends, stop it, or train in "
-          "another --workdir."
-        ) from None
-      raise InputError(f"{workdir} is in use by another process: wait until it ends, or stop it.") from None
+      try:
+        owner = "process {pid} on {host}".format(**json.loads(file.read()))
+      except (ValueError, KeyError):  # it may be writing that right now
+        owner = "another process"
+      raise InputError(
+        f"{workdir} is in use by {owner}: wait until it ends, stop it, or train in another --workdir."
+      ) from None
     except OSError as error:  # a network file system without locks
       warnings.warn(f"{workdir} cannot be locked ({error.strerror}): start no second run there.", stacklevel=2)
     file.truncate(0)
