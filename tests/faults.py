@@ -1,6 +1,6 @@
 """Kills training with SIGKILL at random moments, starts it again, and compares with a run that was left alone.
 
-    python tests/faults.py --runs=20 --output=docs/results/kill_resume.json
+    PYTHONPATH=. python tests/faults.py --runs=20 --output=docs/results/kill_resume.json
 
 Every run is killed several times, each time after a random delay from its first step or its first new checkpoint on,
 so that some kills hit saving. It has to end with every loss equal bit for bit, and with an equal final evaluation; with
@@ -10,6 +10,7 @@ one process, and with two that are killed together or singly (the other one then
 import json
 import pathlib
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ ARGUMENTS = (
   "--set=train__checkpoint_every=3 steps",
   "--set=train__eval_every=40 steps",
 )
-WAIT = 300
+WAIT = 1800  # seconds, for any start on a busy machine
 
 
 def main(_) -> None:
@@ -40,7 +41,7 @@ def main(_) -> None:
   seeds = []
   with tempfile.TemporaryDirectory() as place:
     place = pathlib.Path(place)
-    references = {number: _left_alone(place, number) for number in {1, 2 if _PAIRS.value else 1}}
+    references = {number: _left_alone(place, number) for number in ((1, 2) if _PAIRS.value else (1,))}
     for index in range(_RUNS.value):
       processes = 2 if index >= _RUNS.value - _PAIRS.value else 1
       seeds.append(_SEED.value * 1000 + index)
@@ -53,7 +54,7 @@ def main(_) -> None:
       counts["losses_compared"] += _compare(workdir, references[processes])
       print(f"run {index} ({processes} processes): equal; so far {counts}", flush=True)
   if _OUTPUT.value:
-    command = " ".join(["python", *sys.argv])
+    command = " ".join(["PYTHONPATH=. python", *sys.argv])
     setting = {"steps_a_run": STEPS, "runs_of_two_processes": _PAIRS.value, "kills_a_run": _KILLS.value}
     files.write_json(_OUTPUT.value, {"command": command, **setting, **counts, "all_equal": True, "seeds": seeds})
 
@@ -61,8 +62,17 @@ def main(_) -> None:
 def _left_alone(place: pathlib.Path, processes: int) -> pathlib.Path:
   workdir = place / f"alone{processes}"
   running = start(workdir, place / "cache", processes=processes, arguments=ARGUMENTS)
-  assert [process.wait(WAIT) for process in running] == [0] * processes, log(workdir).read_text()
+  _wait(running, workdir)
   return workdir
+
+
+def _wait(running: list[subprocess.Popen], workdir: pathlib.Path) -> None:
+  """Fails unless all processes end with 0; leaves none behind."""
+  try:
+    assert [process.wait(WAIT) for process in running] == [0] * len(running), log(workdir).read_text()
+  finally:
+    for process in running:
+      process.kill()
 
 
 def _run_and_kill(workdir: pathlib.Path, cache: pathlib.Path, processes: int, moments: random.Random):
@@ -84,7 +94,7 @@ def _run_and_kill(workdir: pathlib.Path, cache: pathlib.Path, processes: int, mo
     for process in running:
       process.wait(WAIT)  # a process that lost its fellow ends by itself
   running = start(workdir, cache, processes=processes, arguments=ARGUMENTS)
-  assert [process.wait(WAIT) for process in running] == [0] * processes, log(workdir).read_text()
+  _wait(running, workdir)
   return killed, saving
 
 
