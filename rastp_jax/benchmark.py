@@ -43,7 +43,7 @@ _CATALOGUES = flags.DEFINE_list(
 def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: list[int]) -> dict[str, Any]:
   """Measures training; with catalogues also the input pipeline and decoding."""
   histories, semantic_ids = loading.load_data(config)
-  config, mesh = with_bucket_items(config, histories), sharding.make_mesh()
+  config, mesh = with_bucket_items(config, histories), sharding.make_mesh(config.mesh)
   variants = make_variants(config)
   make = lambda names: lambda size: TrainingSpeed({n: variants[n] for n in names}, histories, semantic_ids, mesh, size)
   batch_size, sweep = batch_sizes[0], []

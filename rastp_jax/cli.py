@@ -22,9 +22,12 @@ from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from rastp_jax import config as config_lib  # noqa: E402
+from rastp_jax import hosts  # noqa: E402
 from rastp_jax.errors import InputError  # noqa: E402
 
-_EXIT_CODE = 2
+# What a process returns. 0: done; anything else that is not named here is a crash, like any program's.
+EXIT_MISTAKE = 2  # a person has to act: a mistake in flags, settings or files, a full disk, a loss that is not finite
+EXIT_RESUME = 75  # the run is not over and nothing is wrong with it: run the same command again (sysexits' EX_TEMPFAIL)
 
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -43,6 +46,15 @@ def define_config_flag() -> flags.FlagHolder:
   )
 
 
+def define_host_flags() -> None:
+  """Defines the flags by which several processes find each other; `run` joins them before it calls `main`."""
+  flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where a cluster is not recognised by itself (TPU, SLURM)."
+  )
+  flags.DEFINE_integer("num_processes", None, "Processes of this run; 1: this one alone.", lower_bound=1)
+  flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+
+
 def load_config(flag_value: Any) -> config_lib.Config:
   """Turns the value of the --config flag into checked settings.
 
@@ -54,16 +66,18 @@ def load_config(flag_value: Any) -> config_lib.Config:
   return config_lib.from_config_dict(flag_value)
 
 
-def run(main: Callable[[], Any]) -> NoReturn:
-  """Parses flags, calls `main`, and exits.
+def run(main: Callable[[], int | None]) -> NoReturn:
+  """Parses flags, calls `main`, and exits with what it returns (None: 0).
 
-  A mistake in the flags, the config or the files (`InputError`) ends in one line on stderr and exit code 2.
+  A mistake in the flags, the config or the files (`InputError`) ends in one line on stderr and `EXIT_MISTAKE`; a run of
+  several processes that loses one of them in `EXIT_RESUME`.
   """
   _keep_freed_memory()
   _one_device_a_core()
   # Libraries tell through the same log what they load and save; people came for our lines.
   absl_logging.get_absl_handler().addFilter(_ours_or_serious)
   logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # "no GPU found" is no news to its owner
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a traceback a file that no longer fits on a full disk
 
   def guarded(argv: Sequence[str]):
     try:
@@ -71,9 +85,14 @@ def run(main: Callable[[], Any]) -> NoReturn:
         raise InputError(f"{argv[1]!r} is no flag: flags are written --name=value.")
       if _COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.value)
+      if "coordinator_address" in flags.FLAGS:
+        hosts.join(*(flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id")))
       return main()
     except InputError as error:
       _fail(str(error))
+    except (RuntimeError, ValueError) as error:  # what JAX and Orbax raise when another process no longer answers
+      hosts.leave_if_lost(error, EXIT_RESUME)
+      raise
 
   app.run(guarded, flags_parser=_parse)
 
@@ -128,7 +147,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _fail(sentence: str) -> NoReturn:
   print("error:", " ".join(sentence.split()), file=sys.stderr)
-  sys.exit(_EXIT_CODE)
+  sys.exit(EXIT_MISTAKE)
 
 
 def _fields() -> dict[str, type]:

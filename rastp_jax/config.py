@@ -161,6 +161,7 @@ class TrainConfig:
   patience: int = 10  # evaluations without a better validation recall@5 before stopping; 0: never stop early
   checkpoint_every: str = "1 epochs"
   keep_checkpoints: int = 2  # latest ones kept; the best is kept besides
+  max_nonfinite_steps: int = 10  # steps in a row with a NaN or infinite loss or gradient, all skipped, before it stops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +174,15 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How the devices at hand are arranged (rastp_jax/sharding.py); -1, in one of them: as many as are left."""
+
+  data: int = -1  # devices that share each batch; each holds what the other two leave of the weights
+  fsdp: int = 1  # devices that share each batch and keep a part of every weight and of its optimizer state
+  tensor: int = 1  # devices that share the matrix products of each row, for layers and code books too wide for one
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """Everything a run depends on. Build it with `from_config_dict`, which checks it."""
 
@@ -182,6 +192,7 @@ class Config:
   pruning: PruningConfig = PruningConfig()
   train: TrainConfig = TrainConfig()
   eval: EvalConfig = EvalConfig()
+  mesh: MeshConfig = MeshConfig()
 
 
 def default_config_dict() -> ml_collections.ConfigDict:
@@ -191,6 +202,16 @@ def default_config_dict() -> ml_collections.ConfigDict:
 
 def to_json(config: Config) -> str:
   return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
+
+
+def flat(config: Config, without: tuple[str, ...] = ()) -> dict[str, str]:
+  """Every setting's value as text under its dotted name, like "config.train.seed", but for those in `without`."""
+  return {
+    f"config.{section}.{name}": repr(value)
+    for section, values in dataclasses.asdict(config).items()
+    for name, value in values.items()
+    if f"{section}.{name}" not in without
+  }
 
 
 def from_json(text: str) -> Config:
@@ -295,7 +316,7 @@ def _check(config: Config):
   _one_of(t.schedule, ("cosine", "constant"), "train.schedule")
   for name in ("batch_size", "accumulate", "steps_per_dispatch", "keep_checkpoints"):
     _at_least(getattr(t, name), 1, f"train.{name}")
-  for name in ("learning_rate", "weight_decay", "clip_norm", "eval_users", "patience"):
+  for name in ("learning_rate", "weight_decay", "clip_norm", "eval_users", "patience", "max_nonfinite_steps"):
     _at_least(getattr(t, name), 0, f"train.{name}")
   length = Duration.parse(t.length, "train.length")
   if length.unit == "percent":
@@ -319,6 +340,12 @@ def _check(config: Config):
       "says nothing about more."
     )
   _at_least(e.batch_size, 1, "eval.batch_size")
+  sizes = dataclasses.asdict(config.mesh)
+  for name, size in sizes.items():
+    if size != -1:
+      _at_least(size, 1, f"mesh.{name}")
+  if list(sizes.values()).count(-1) > 1:
+    raise InputError(f"config.mesh={sizes} leaves more than one size open: give -1, for what is left, in one of them.")
 
 
 def _check_dataset_name(name: str):

@@ -11,17 +11,19 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rastp_jax import config as config_lib
-from rastp_jax import sharding
+from rastp_jax import hosts, sharding
 from rastp_jax.config import Config
 from rastp_jax.data import histories as histories_lib
-from rastp_jax.data.amazon_reviews import Prepared, Source
+from rastp_jax.data.amazon_reviews import Prepared
 from rastp_jax.data.histories import Histories
+from rastp_jax.data.sources import Source
 from rastp_jax.errors import InputError
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.semantic_ids import codes
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.making import Catalogue
-from rastp_jax.training import checkpoint, trainer
+from rastp_jax.training import checkpoint
+from rastp_jax.training.step import abstract_model
 
 OVERRIDABLE = (
   "eval",
@@ -50,18 +52,21 @@ class SavedModel:
 
 
 def load_data(config: Config) -> tuple[Histories, SemanticIds]:
-  """Reads the prepared dataset and its semantic IDs.
+  """Reads the prepared dataset and its semantic IDs, in every process of the run.
 
   Raises:
-    InputError: they are missing, damaged or do not belong together; the sentence says what to run.
+    InputError: in one of the processes they are missing, damaged or do not belong together, or its settings or data
+      are not those of the others; all of them raise it, and the sentence says what to run.
   """
-  histories = histories_lib.load(config.data.data_dir, config.data.dataset)
-  semantic_ids = codes.load(
-    codes.semantic_ids_path(config),
-    dataset=config.data.dataset,
-    fingerprint=histories.fingerprint,
-    num_items=histories.num_items,
-  )
+  with hosts.together():
+    histories = histories_lib.load(config.data.data_dir, config.data.dataset)
+    semantic_ids = codes.load(
+      codes.semantic_ids_path(config),
+      dataset=config.data.dataset,
+      fingerprint=histories.fingerprint,
+      num_items=histories.num_items,
+    )
+  check_same(config, histories, semantic_ids)
   return histories, semantic_ids
 
 
@@ -83,6 +88,12 @@ def catalogue(config: Config, dataset: Prepared, source: Source | None = None) -
   )
 
 
+def check_same(config: Config, histories: Histories, semantic_ids: SemanticIds) -> None:
+  """Raises InputError in all processes if one of them has other settings or data than process 0."""
+  fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
+  hosts.check_same({**config_lib.flat(config, without=("data.data_dir",)), **fingerprints})
+
+
 def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> SavedModel:
   """Restores a workdir's best checkpoint.
 
@@ -97,7 +108,7 @@ def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> Sav
   config = override(checkpoint.read_config(workdir), overrides)
   histories, semantic_ids = load_data(config)
   mesh = sharding.make_mesh()
-  graph, target = trainer.abstract_model(config, semantic_ids.widths, mesh)
+  graph, target = abstract_model(config, semantic_ids.widths, mesh)
   fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
   restored = checkpoint.restore_params(pathlib.Path(workdir), target, fingerprints)
   return SavedModel(config, histories, semantic_ids, mesh, nnx.merge(graph, restored.params), restored.step)

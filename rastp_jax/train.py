@@ -11,35 +11,49 @@ changed on the command line:
 In the workdir afterwards: config.json (the settings), metrics.jsonl (one JSON object a log line), tensorboard/ (the
 same as curves), summary.json (once finished: speed, memory, best validation), and checkpoints/ (the latest ones and
 the best by validation recall@5, which `python -m rastp_jax.evaluate --workdir=runs/beauty` reads).
+
+Ctrl-C or SIGTERM end it after the step it is at, with a checkpoint and exit code 75: run the same command again. Exit
+code 2 means that a person has to act, and one sentence says on what. Several machines run the same command each, with
+the same --workdir on a file system they share; docs/scaling.md tells more.
 """
 
 from absl import flags
 
-from rastp_jax import cli, loading, sharding
+from rastp_jax import cli, hosts, loading, sharding
 from rastp_jax.data.buckets import with_bucket_items
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
-from rastp_jax.training import trainer
+from rastp_jax.training import trainer, watch
 
 _CONFIG = cli.define_config_flag()
+cli.define_host_flags()
 flags.adopt_module_key_flags(cli)  # so that --help shows it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run: made if new, continued if it holds one.")
 
+_PROFILE_STEPS = flags.DEFINE_string(
+  "profile_steps", None, "FIRST:LAST, steps of which to leave a jax.profiler trace in the workdir, like 100:110."
+)
 
-def main():
-  if not _WORKDIR.value:
-    raise InputError("--workdir is missing: give a directory for this run, like --workdir=runs/beauty.")
-  config = cli.load_config(_CONFIG.value)
-  histories, semantic_ids = loading.load_data(config)
-  config = with_bucket_items(config, histories)
-  evaluator = Evaluator(config, histories, semantic_ids, sharding.make_mesh())
-  trainer.train(
+
+def main() -> int:
+  with hosts.together():
+    if not _WORKDIR.value:
+      raise InputError("--workdir is missing: give a directory for this run, like --workdir=runs/beauty.")
+    config = cli.load_config(_CONFIG.value)
+    profile_steps = watch.parse_steps(_PROFILE_STEPS.value)
+    histories, semantic_ids = loading.load_data(config)
+    config = with_bucket_items(config, histories)
+  mesh = sharding.whole_batch_mesh(sharding.make_mesh(config.mesh))
+  evaluator = Evaluator(config, histories, semantic_ids, mesh)
+  result = trainer.train(
     config,
     histories,
     semantic_ids,
     _WORKDIR.value,
     lambda model: evaluator.evaluate(model, "validation", users=config.train.eval_users),
+    profile_steps=profile_steps,
   )
+  return cli.EXIT_RESUME if result.interrupted else 0
 
 
 if __name__ == "__main__":

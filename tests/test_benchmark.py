@@ -6,7 +6,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from rastp_jax.benchmarking.decoding_speed import DecodingSpeed, cost_of_transitions, generated_codes
 from rastp_jax.benchmarking.ratios import describe, make_ratios
@@ -15,6 +14,7 @@ from rastp_jax.benchmarking.variants import make_variants
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig, TrainConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.sharding import make_mesh
 
 CONFIG = Config(
   data=DataConfig(max_items=29, bucket_items=(6, 29)),
@@ -44,7 +44,7 @@ def make_data():
 
 
 def mesh():
-  return jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
+  return make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")

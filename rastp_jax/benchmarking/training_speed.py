@@ -15,11 +15,10 @@ from rastp_jax.config import Config
 from rastp_jax.data.batches import TrainingBatches, training_iterator
 from rastp_jax.data.histories import Histories
 from rastp_jax.model import pruning
-from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.programs import device_bytes, device_flops, device_traffic
 from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.training import trainer
 from rastp_jax.training.optimizer import make_optimizer
+from rastp_jax.training.step import abstract_model, fresh_model, loss_parts, make_state, make_train_step
 
 # Peak of dense bfloat16 arithmetic in FLOP/s and memory bandwidth in bytes/s, by JAX's name of the device (data sheets,
 # without sparsity, largest memory).
@@ -75,16 +74,17 @@ class TrainingSpeed:
     self._variants, self._mesh, self._batch_size = variants, mesh, batch_size
     first = next(iter(variants.values()))
     optimizer = make_optimizer(dataclasses.replace(first.train, schedule="constant"), None)
-    model = EncoderDecoder(first.model, first.pruning, semantic_ids.widths, rngs=nnx.Rngs(first.train.seed))
-    params = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
-    parts = [f"loss_level_{level}" for level in range(semantic_ids.depth)]
-    state = trainer.make_state(params, optimizer, first.train.seed, parts)
-    self._state = jax.device_put(state, sharding.replicated(mesh))
+    model = fresh_model(first, semantic_ids.widths)
+    graph, params = nnx.split(model, nnx.Param)
+    codes = np.zeros((1, 1, semantic_ids.depth), np.int32)
+    parts = loss_parts(graph, params, {"history": codes, "target": codes[:, 0], "weight": np.ones(1, np.float32)})
+    state = make_state(nnx.to_pure_dict(params), optimizer, first.train.seed, parts)
+    self._state = jax.device_put(state, sharding.placements(state, mesh))
     self._sources, self._shapes = {}, {}
     programs: dict[Any, tuple[jax.stages.Compiled, float]] = {}  # variants whose programs are equal share them
     for name, config in variants.items():
-      graph, _ = nnx.split(EncoderDecoder(config.model, config.pruning, semantic_ids.widths, rngs=nnx.Rngs(0)))
-      step = trainer.make_train_step(graph, optimizer, mesh)
+      graph, _ = abstract_model(config, semantic_ids.widths, mesh)
+      train_step = make_train_step(graph, optimizer, mesh)
       source = TrainingBatches(
         histories,
         semantic_ids,
@@ -101,7 +101,7 @@ class TrainingSpeed:
         key = bucket.items, bucket.rows, tuple(pruning.budgets(config.pruning, length).items())
         if key not in programs:
           start = time.perf_counter()
-          program = step.lower(self._state, placed).compile()
+          program = train_step.lower(self._state, placed).compile()
           programs[key] = program, time.perf_counter() - start
         shape = _Shape(bucket.items, bucket.rows, bucket.batches, programs[key][0], placed, programs[key][1])
         self._shapes[name].append(shape)

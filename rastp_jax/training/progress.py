@@ -11,9 +11,12 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
+from typing import Any
 
 import jax
+import numpy as np
 import tensorboardX
+from jax.sharding import Mesh
 
 from rastp_jax import files
 from rastp_jax.training.plan import CRITERION, Plan, Standing
@@ -32,10 +35,14 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def describe_devices() -> str:
+def describe_devices(mesh: Mesh) -> str:
   """What JAX computes on, with a warning if an accelerator of this machine lies idle."""
   devices = jax.devices()
-  text = f"Training on {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), JAX {jax.__version__}."
+  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+  text = (
+    f"Training on {len(devices)} x {devices[0].device_kind} ({devices[0].platform}"
+    f"{f'; {axes}' if axes else ''}), JAX {jax.__version__}."
+  )
   if devices[0].platform == "cpu":
     for pattern, name, command in ACCELERATORS:
       if glob.glob(pattern):
@@ -80,6 +87,7 @@ class Progress:
     *,
     step: int,
     samples: float,
+    logged_seconds: float,
     learning_rate: Callable[[int], float],
   ):
     """Opens the logs, dropping what an interrupted run logged after `step`, where this one goes on.
@@ -90,14 +98,15 @@ class Progress:
       clock: the run's training time.
       standing: the best validation so far, kept up to date by the caller.
       step: steps done so far.
-      samples: samples seen in them.
+      samples: samples logged so far.
+      logged_seconds: the run's training time when its last log interval ended.
       learning_rate: the rate that a step used, by the step's number from 1.
     """
     self._plan, self._clock, self._standing, self._learning_rate = plan, clock, standing, learning_rate
     self._first_step, self._first_seconds = step, clock.seconds
-    self._seen_seconds = clock.seconds
-    self.samples, self._logged_samples = samples, samples
-    self._waiting: tuple[int, float, futures.Future] | None = None
+    self.samples, self.logged_seconds = samples, logged_seconds
+    self.skipped = {"in_a_row": 0, "last": 0}  # of TrainState, as of the last interval reported
+    self._waiting: tuple[int, futures.Future] | None = None
     self._reader = futures.ThreadPoolExecutor(max_workers=1)
     self._validation = ""
     self._writes = jax.process_index() == 0
@@ -107,52 +116,60 @@ class Progress:
       self._lines = path.open("a", buffering=1)
       self._board = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1)
 
-  def count(self, samples: float) -> None:
-    """Adds a batch's samples, and reports the last closed interval once the device is through with it."""
-    self.samples += samples
-    if self._waiting is not None and self._waiting[2].done():
+  def poll(self) -> None:
+    """Reports the last closed interval if the device is through with it."""
+    if self._waiting is not None and self._waiting[1].done():
       self.flush()
 
-  def interval(self, step: int, sums: Mapping[str, jax.Array]) -> None:
+  def interval(self, step: int, sums: Mapping[str, jax.Array], skipped: Mapping[str, jax.Array]) -> None:
     """Closes the interval that ends with `step`.
 
     Args:
       step: steps done.
-      sums: device scalars, as `trainer.TrainState.sums`; owned from now on.
+      sums, skipped: device scalars, as in `step.TrainState`; owned from now on.
     """
     self.flush()
-    self._waiting = (step, self.samples, self._reader.submit(self._read, sums))
+    self._waiting = (step, self._reader.submit(self._read, (dict(sums), dict(skipped))))
 
-  def flush(self, validation: Mapping[str, float] | None = None) -> None:
+  def flush(self, validation: Mapping[str, float] | None = None, kept: np.ndarray | None = None) -> None:
     """Reports the last closed interval now, waiting for the device if need be.
 
     Args:
       validation: figures of an evaluation at its end, to go on the same line.
+      kept: places of tokens that survived pruning then, counted back from the newest.
     """
     if self._waiting is None:
       return
-    step, seen, reading = self._waiting
-    sums, seconds = reading.result()
-    self._waiting, samples, self._logged_samples = None, seen - self._logged_samples, seen
-    steps, total, norms = sums.pop("steps"), sums.pop("samples"), sums.pop("grad_norm")
+    step, reading = self._waiting
+    (sums, skipped), seconds = reading.result()
+    self._waiting, self.skipped = None, {name: int(value) for name, value in skipped.items()}
+    steps, samples, norms, bad = (sums.pop(name) for name in ("steps", "samples", "grad_norm", "skipped"))
     line = {"step": step, "epoch": round(step / self._plan.steps_per_epoch, 4)}
-    line |= {name: value / max(total, 1.0) for name, value in sums.items()}
+    line |= {name: value / samples if samples else None for name, value in sums.items()}
     line |= {
-      "samples_per_second": round(samples / max(seconds - self._seen_seconds, 1e-9), 2),
+      "samples_per_second": round(samples / max(seconds - self.logged_seconds, 1e-9), 2),
       "learning_rate": float(self._learning_rate(step)),
-      "grad_norm": norms / max(steps, 1.0),
+      "grad_norm": norms / steps if steps else None,
       "seconds": round(seconds, 3),
     }
+    line |= {"skipped_steps": int(bad)} if bad else {}
     line |= {f"validation/{name}": value for name, value in (validation or {}).items()}
-    self._seen_seconds = seconds
+    self.samples, self.logged_seconds = self.samples + samples, seconds
     if validation:
       self._validation = f" | validation {CRITERION} {validation[CRITERION]:.4f}"
     if self._writes:
       self._lines.write(json.dumps(line) + "\n")
       for name, value in line.items():
-        if name != "step":
+        if name != "step" and value is not None:
           self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+      if kept is not None:
+        self._board.add_histogram("pruning/kept_places_from_the_newest", kept, step)
     say(self._line(line))
+    if bad:
+      say(
+        f"WARNING: {bad:.0f} steps up to step {self.skipped['last']:,} had a NaN or infinite loss or gradient and were "
+        "skipped."
+      )
 
   def close(self) -> None:
     """Reports what is left and closes the files."""
@@ -162,10 +179,9 @@ class Progress:
       self._lines.close()
       self._board.close()
 
-  def _read(self, sums: Mapping[str, jax.Array]) -> tuple[dict[str, float], float]:
-    """The sums, and the time at which the device had them."""
-    values = {name: float(value) for name, value in jax.device_get(dict(sums)).items()}
-    return values, self._clock.seconds
+  def _read(self, scalars: Any) -> tuple[Any, float]:
+    """The scalars as floats, and the time at which the device had them."""
+    return jax.tree.map(float, jax.device_get(scalars)), self._clock.seconds
 
   def _line(self, line: Mapping[str, float]) -> str:
     step, seconds = line["step"], line["seconds"]
@@ -176,11 +192,12 @@ class Progress:
     else:
       done, length = min(seconds / self._plan.total_seconds, 1.0), ""
       left = max(self._plan.total_seconds - seconds, 0.0)
+    loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
     best = ""
     if self._standing.best is not None:
       best = f" (best {self._standing.best:.4f} at step {self._standing.best_step:,})"
     return (
-      f"step {step:,}{length} {done:4.0%} | epoch {line['epoch']:.2f} | loss {line['loss']:.4f} | "
+      f"step {step:,}{length} {done:4.0%} | epoch {line['epoch']:.2f} | loss {loss} | "
       f"{line['samples_per_second']:,.0f} samples/s | {duration_text(left)} left{self._validation}{best}"
     )
 

@@ -1,6 +1,5 @@
 """Weights of the published PyTorch model as a run of ours, to evaluate, recommend with, export or train further."""
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -22,10 +21,10 @@ from rastp_jax.model import encoder_decoder
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.model.published import load_published
 from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.training import trainer
 from rastp_jax.training.checkpoint import Checkpoints
 from rastp_jax.training.optimizer import make_optimizer
 from rastp_jax.training.plan import Standing, make_plan
+from rastp_jax.training.step import make_state, to_saved
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -91,23 +90,25 @@ def import_weights(
     config.data,
     batch_size=config.train.batch_size,
     seed=config.train.seed,
-    row_multiple=sharding.row_multiple(sharding.make_mesh()),
+    row_multiple=sharding.row_multiple(sharding.make_mesh(config.mesh)),
   )
   plan = make_plan(config, source.steps_per_epoch, source.samples_per_step)
   optimizer = make_optimizer(config.train, plan.total_updates, plan.warmup_updates)
   params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-  state = trainer.make_state(params, optimizer, config.train.seed, _loss_parts(model))
+  state = make_state(params, optimizer, config.train.seed, _loss_parts(model))
   progress = {
     "next_batch": 0,
+    "pending": False,
     "samples": 0.0,
     "seconds": 0.0,
+    "logged_seconds": 0.0,
     "standing": dataclasses.asdict(Standing()),
     "best_step": None,
   }
   fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
   with files.new_directory(workdir) as out:
-    with contextlib.closing(Checkpoints(out, config, fingerprints)) as checkpoints:
-      checkpoints.save(0, trainer.to_saved(state), progress)
+    with Checkpoints(out, config, fingerprints) as checkpoints:
+      checkpoints.save(0, to_saved(state), progress)
     digest = hashlib.sha256()
     for name in sorted(weights):
       digest.update(name.encode() + np.ascontiguousarray(weights[name], "<f4").tobytes())

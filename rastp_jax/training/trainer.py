@@ -9,21 +9,16 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import Mesh
 
 from rastp_jax import files, sharding
 from rastp_jax.config import Config
 from rastp_jax.data.batches import TrainingBatches, training_iterator
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
-from rastp_jax.model import encoder_decoder
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.programs import device_bytes
 from rastp_jax.semantic_ids.codes import SemanticIds
@@ -31,106 +26,34 @@ from rastp_jax.training.checkpoint import Checkpoints
 from rastp_jax.training.optimizer import make_optimizer, make_schedule
 from rastp_jax.training.plan import CRITERION, Standing, make_plan
 from rastp_jax.training.progress import Clock, Progress, describe_devices, duration_text, say
-
-# The model hashes its dropout masks from a few words of the step's key, so only the reproducibility of these counts,
-# and threefry gives the same ones on every backend and number of devices.
-KEY_GENERATOR = "threefry2x32"
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-  """All that a step changes.
-
-  Attributes:
-    step: int32 (), steps done.
-    params: nested dict of float32 arrays.
-    opt_state: Optax's.
-    key: random key, never changed: a step uses fold_in(key, step).
-    sums: float32 scalars over the open log interval: "samples", "steps", "grad_norm" (before clipping), and the loss
-      and its parts, each times the batch's samples.
-  """
-
-  step: jax.Array
-  params: Any
-  opt_state: Any
-  key: jax.Array
-  sums: dict[str, jax.Array]
+from rastp_jax.training.step import (
+  TrainState,
+  abstract_model,
+  fresh_model,
+  from_saved,
+  loss_parts,
+  make_state,
+  make_train_step,
+  placed,
+  to_saved,
+  zero_sums,
+)
+from rastp_jax.training.stopping import Interrupted, StopRequests
+from rastp_jax.training.watch import Trace, make_kept_places
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-  """How a run ended: steps done, seconds of training, the best validation, and why it is over."""
+  """How a run ended: steps done, seconds of training, the best validation, and why it is over.
+
+  `interrupted` is true if it is not over: it was told to stop, and the same command goes on with it.
+  """
 
   step: int
   seconds: float
   standing: Standing
   reason: str
-
-
-def make_state(params: Any, optimizer: optax.GradientTransformation, seed: int, loss_parts: list[str]) -> TrainState:
-  """The state before the first step."""
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    opt_state=optimizer.init(params),
-    key=jax.random.key(seed, impl=KEY_GENERATOR),
-    sums=zero_sums(loss_parts),
-  )
-
-
-def zero_sums(loss_parts: list[str]) -> dict[str, jax.Array]:
-  return {name: jnp.zeros((), jnp.float32) for name in ("samples", "steps", "grad_norm", "loss", *loss_parts)}
-
-
-def make_train_step(
-  graph: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
-  """The compiled program: (state, stacked batches (steps, rows, ...)) -> state after so many steps.
-
-  It consumes the state it is given, and compiles once a batch shape.
-  """
-
-  def one_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, None]:
-    def loss_of(params):
-      model = nnx.merge(graph, params)
-      key = jax.random.fold_in(state.key, state.step)
-      return encoder_decoder.loss(model, batch["history"], batch["target"], batch["weight"], key=key)
-
-    (loss, parts), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    samples = jnp.sum(batch["weight"])
-    new = {"samples": samples, "steps": 1.0, "grad_norm": optax.tree.norm(gradient)}
-    new |= {name: value * samples for name, value in {"loss": loss, **parts}.items()}
-    return TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, change),
-      opt_state=opt_state,
-      key=state.key,
-      sums={name: total + new[name] for name, total in state.sums.items()},
-    ), None
-
-  def train_step(state: TrainState, batches: Mapping[str, jax.Array]) -> TrainState:
-    return jax.lax.scan(one_step, state, batches)[0]
-
-  return jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-
-
-def to_saved(state: TrainState) -> dict[str, Any]:
-  """The state as the two trees a checkpoint holds; random keys go as plain integers."""
-  rest = {"step": state.step, "opt_state": state.opt_state, "key": jax.random.key_data(state.key), "sums": state.sums}
-  return {"params": state.params, "rest": rest}
-
-
-def from_saved(saved: Mapping[str, Any]) -> TrainState:
-  rest = {**saved["rest"], "key": jax.random.wrap_key_data(saved["rest"]["key"], impl=KEY_GENERATOR)}
-  return TrainState(params=saved["params"], **rest)
-
-
-def abstract_model(config: Config, widths: tuple[int, ...], mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
-  """The model without its numbers: (graph, parameters as `jax.ShapeDtypeStruct`s placed on the mesh)."""
-  graph, params = nnx.split(nnx.eval_shape(lambda: _fresh_model(config, widths)), nnx.Param)
-  return graph, _placed(nnx.to_pure_dict(params), mesh)
+  interrupted: bool = False
 
 
 def train(
@@ -139,6 +62,8 @@ def train(
   semantic_ids: SemanticIds,
   workdir: str | os.PathLike,
   evaluate: Callable[[EncoderDecoder], Mapping[str, float]] | None = None,
+  *,
+  profile_steps: tuple[int, int] | None = None,
 ) -> TrainResult:
   """Trains, or goes on where the workdir's last checkpoint stands, exactly as if there had been no interruption.
 
@@ -146,17 +71,20 @@ def train(
     config: all settings.
     histories: the prepared dataset.
     semantic_ids: its items' codes.
-    workdir: takes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, in the end, summary.json.
-    evaluate: validation figures of a model, "recall@5" among them. It must not keep the model: the next step consumes
-      its arrays. None: no validation, no early stopping.
+    workdir: takes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, in the end, summary.json. Several
+      processes share it.
+    evaluate: validation figures of a model with a full copy on every device, "recall@5" among them. It must not keep
+      the model: the next step consumes its arrays. None: no validation, no early stopping.
+    profile_steps: first and last step of a trace to leave in workdir/profile.
 
   Raises:
-    InputError: before anything is compiled or overwritten, if settings, data, devices or workdir do not fit together.
+    InputError: before anything is compiled or overwritten, if settings, data, devices, workdir or the processes do not
+      fit together; later, if the disk is full, or after too many steps in a row that are not finite.
   """
   # 1. What to train on, and for how long. Everything that can be refused is refused here.
   if evaluate is not None and 5 not in config.eval.ks:
     raise InputError(f"config.eval.ks={config.eval.ks} lacks 5: training picks its best checkpoint by {CRITERION}.")
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(config.mesh)
   source = TrainingBatches(
     histories,
     semantic_ids,
@@ -168,90 +96,140 @@ def train(
     shard=(jax.process_index(), jax.process_count()),
   )
   plan = make_plan(config, source.steps_per_epoch, source.samples_per_step)
+  if plan.total_seconds is not None and jax.process_count() > 1:
+    raise InputError(
+      f"config.train.length={config.train.length!r} goes by the clock, and {jax.process_count()} processes have as "
+      "many clocks: give the length in steps, epochs or samples."
+    )
   optimizer = make_optimizer(config.train, plan.total_updates, plan.warmup_updates)
   graph, params = abstract_model(config, semantic_ids.widths, mesh)
+  parts = loss_parts(graph, params, source[0])
+
+  def fresh() -> TrainState:
+    params = nnx.to_pure_dict(nnx.state(fresh_model(config, semantic_ids.widths), nnx.Param))
+    return make_state(params, optimizer, config.train.seed, parts)
+
   fingerprints = {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
-
-  with contextlib.closing(Checkpoints(workdir, config, fingerprints)) as checkpoints:
+  with Checkpoints(workdir, config, fingerprints) as checkpoints, StopRequests() as requests, _room(workdir):
     # 2. The state. Its shape comes first, so that a resumed run never makes weights only to drop them.
-    parts = _loss_parts(graph, params, source[0])
-
-    def fresh() -> TrainState:
-      params = nnx.to_pure_dict(nnx.state(_fresh_model(config, semantic_ids.widths), nnx.Param))
-      return make_state(params, optimizer, config.train.seed, parts)
-
-    restored = checkpoints.restore(_placed(jax.eval_shape(lambda: to_saved(fresh())), mesh))
+    shapes = placed(jax.eval_shape(fresh), mesh)
+    places = jax.tree.map(lambda shape: shape.sharding, shapes)
+    restored = checkpoints.restore(placed(jax.eval_shape(lambda: to_saved(fresh())), mesh))
     if restored is None:
-      state = jax.jit(fresh, out_shardings=sharding.replicated(mesh))()
-      step, samples, seconds, standing = 0, 0.0, 0.0, Standing()
+      state = jax.jit(fresh, out_shardings=places)()
+      saved = {"next_batch": 0, "samples": 0.0, "seconds": 0.0, "logged_seconds": 0.0, "pending": False}
+      standing = Standing()
     else:
       state, saved = from_saved(restored[0]), restored[1]
-      step, samples, seconds = saved["next_batch"], saved["samples"], saved["seconds"]
       standing = Standing(**saved["standing"])
-    reason = plan.reason_to_stop(step, seconds, standing)
-    if reason:
+    step, pending = saved["next_batch"], saved["pending"]
+    reason = plan.reason_to_stop(step, saved["seconds"], standing)
+    if reason and not pending:
       say(f"This run is finished: {reason} (step {step:,} of {workdir}).")
-      return TrainResult(step, seconds, standing, reason)
+      return TrainResult(step, saved["seconds"], standing, reason)
 
     # 3. What the loop calls.
     train_step = make_train_step(graph, optimizer, mesh)
+    reset_sums = jax.jit(lambda: zero_sums(parts), out_shardings=places.sums)
+    whole = sharding.replicated(sharding.whole_batch_mesh(mesh))
+    kept_places = make_kept_places(graph, config, histories, semantic_ids) if evaluate else None
     schedule = make_schedule(config.train, plan.total_updates, plan.warmup_updates)
     batches = training_iterator(source, start=step, run_length=plan.steps_per_dispatch, workers=config.data.workers)
+    trace = Trace(workdir, profile_steps)
     programs = {}  # batch shape -> compiled step
     size = sum(value.size for value in jax.tree.leaves(params))
     start = f"going on from step {step:,}" if step else "from scratch"
-    say(describe_devices())
+    say(describe_devices(mesh))
     say(f"{size:,} parameters, {plan.length} ({plan.steps_per_epoch:,} steps an epoch), {start}. Logs: {workdir}")
-    clock = Clock(seconds)
+    clock = Clock(saved["seconds"])
     progress = Progress(
       workdir,
       plan,
       clock,
       standing,
       step=step,
-      samples=samples,
+      samples=saved["samples"],
+      logged_seconds=saved["logged_seconds"],
       learning_rate=lambda step: schedule((step - 1) // plan.accumulate),
     )
 
-    # 4. The loop. The host runs ahead of the devices, by one log interval at most: only `_paused` waits for them.
-    while not reason:
-      batch = next(batches)
-      placed = sharding.place_batch(batch, mesh, row_axis=1)
-      shape = batch["history"].shape
-      if shape not in programs:
-        with _paused(clock, state):
-          programs[shape] = train_step.lower(state, placed).compile()
-      with jax.transfer_guard("disallow"):  # nothing may make the host wait for the devices unnoticed
-        state = programs[shape](state, placed)
-      progress.count(float(np.sum(batch["weight"])) * jax.process_count())
-      step += plan.steps_per_dispatch
+    def save() -> None:
+      """Saves the state after `step`; if `pending`, what is due after that step has not been done yet."""
+      with _paused(clock, state):
+        progress.flush()  # a line older than the checkpoint would never be written after a crash
+        reached = {
+          "next_batch": step,
+          "pending": pending,
+          "samples": progress.samples,
+          "seconds": clock.seconds,
+          "logged_seconds": progress.logged_seconds,
+          "standing": dataclasses.asdict(standing),
+          "best_step": standing.best_step,
+        }
+        checkpoints.save(step, to_saved(state), reached)
+
+    # 4. The loop: a dispatch, then what is due after it. The host runs ahead of the devices, by one log interval at
+    #    most: only `_paused` waits for them.
+    while True:
+      if not pending:
+        trace.at(step, state)
+        batch = next(batches)
+        batch_on_mesh = sharding.place_batch(batch, mesh, row_axis=1)
+        shape = batch["history"].shape
+        if shape not in programs:
+          with _paused(clock, state):
+            programs[shape] = train_step.lower(state, batch_on_mesh).compile()
+        with jax.transfer_guard("disallow"):  # nothing may make the host wait for the devices unnoticed
+          state = programs[shape](state, batch_on_mesh)
+        progress.poll()
+        step, pending = step + plan.steps_per_dispatch, True
+      stop = requests.reason(range(step - plan.steps_per_dispatch + 1, step + 1))
+      if stop:
+        save()
+        break
 
       reason = plan.reason_to_stop(step, clock.seconds, standing)
       evaluates = evaluate is not None and (bool(reason) or step % plan.eval_every == 0)
-      saves = bool(reason) or step % plan.checkpoint_every == 0
-      if evaluates or reason or step % plan.log_every == 0:
-        progress.interval(step, state.sums)
-        state = dataclasses.replace(state, sums=jax.device_put(zero_sums(parts), sharding.replicated(mesh)))
+      figures = kept = None
+      best = False
       if evaluates:
-        with _paused(clock, state):
-          figures = evaluate(nnx.merge(graph, state.params))
-          saves |= standing.add(step, figures[CRITERION])
-          progress.flush(validation=figures)
+        try:
+          with _paused(clock, state), requests.interrupting():
+            on_all = jax.device_put(state.params, whole)
+            figures = evaluate(nnx.merge(graph, on_all))
+            kept = kept_places(on_all) if kept_places else None
+            del on_all
+        except Interrupted:
+          continue  # to the stop above
+        best = standing.add(step, figures[CRITERION])
+      if evaluates or reason or step % plan.log_every == 0:
+        progress.interval(step, state.sums, jax.tree.map(jnp.copy, state.skipped))
+        state = dataclasses.replace(state, sums=reset_sums())
+      if evaluates or reason:
+        progress.flush(validation=figures, kept=kept)
         reason = reason or plan.reason_to_stop(step, clock.seconds, standing)
-      if saves or reason:
-        with _paused(clock, state):
-          progress.flush()  # a line older than the checkpoint would never be written after a crash
-          reached = {
-            "next_batch": step,
-            "samples": progress.samples,
-            "seconds": clock.seconds,
-            "standing": dataclasses.asdict(standing),
-            "best_step": standing.best_step,
-          }
-          checkpoints.save(step, to_saved(state), reached)
+      pending = False
+      bad = progress.skipped
+      if bad["in_a_row"] > config.train.max_nonfinite_steps:
+        state = dataclasses.replace(state, skipped=jax.tree.map(lambda x: x * 0, state.skipped))
+        save()
+        raise InputError(
+          f"Loss or gradient are NaN or infinite from step {bad['last'] - bad['in_a_row'] + 1} to {bad['last']}, more "
+          f"than config.train.max_nonfinite_steps={config.train.max_nonfinite_steps} in a row: the weights as they "
+          f"were before are saved as step {step} in {workdir}; look at the data or lower config.train.learning_rate in "
+          "another --workdir, or run the same command again to go on behind these steps."
+        )
+      if best or reason or step % plan.checkpoint_every == 0:
+        save()
+      if reason:
+        break
 
-    # 5. The end: `closing` waits until the last checkpoint is on disk, and a summary says that all is well.
+    # 5. The end: leaving the context waits until the last checkpoint is on disk, and a summary says that all is well.
+    trace.close()
     progress.close()
+  if stop:
+    say(f"Interrupted: {stop}; step {step:,} is saved, and the same command goes on from there.")
+    return TrainResult(step, clock.seconds, standing, stop, interrupted=True)
   if jax.process_index() == 0:
     summary = {
       "steps": step,
@@ -259,7 +237,7 @@ def train(
       "seconds": clock.seconds,
       "samples_per_second": progress.samples / clock.seconds,
       "parameters": size,
-      "step_bytes": max(device_bytes(program) for program in programs.values()),
+      "step_bytes": max((device_bytes(program) for program in programs.values()), default=0),
       "devices": jax.device_count(),
       "device_kind": jax.devices()[0].device_kind,
       "best": dataclasses.asdict(standing),
@@ -278,19 +256,13 @@ def _paused(clock: Clock, state: TrainState):
     yield
 
 
-def _placed(tree: Any, mesh: Mesh) -> Any:
-  place = sharding.replicated(mesh)
-  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
-
-
-def _fresh_model(config: Config, widths: tuple[int, ...]) -> EncoderDecoder:
-  return EncoderDecoder(config.model, config.pruning, widths, rngs=nnx.Rngs(config.train.seed))
-
-
-def _loss_parts(graph: nnx.GraphDef, params: Any, batch: Mapping[str, np.ndarray]) -> list[str]:
-  """Names of what the loss reports beside itself."""
-
-  def parts(params, batch):
-    return encoder_decoder.loss(nnx.merge(graph, params), batch["history"], batch["target"], batch["weight"])[1]
-
-  return sorted(jax.eval_shape(parts, params, batch))
+@contextlib.contextmanager
+def _room(workdir: str | os.PathLike):
+  """Logs that can no longer be written end the run with a sentence; checkpoints have one of their own."""
+  try:
+    yield
+  except OSError as error:
+    raise InputError(
+      f"{error.filename or workdir} cannot be written ({error.strerror}): make room and run the same command again, "
+      "which goes on from the last checkpoint."
+    ) from error

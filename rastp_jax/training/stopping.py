@@ -1,0 +1,66 @@
+"""Being told to stop: by a person, a scheduler, or a cloud that wants its machine back."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+from rastp_jax.training.progress import say
+
+
+class Interrupted(BaseException):
+  """Raised by a signal inside `StopRequests.interrupting`."""
+
+
+class StopRequests:
+  """While this context is open, SIGTERM and SIGINT ask for a stop instead of enforcing it; a second SIGINT enforces it.
+
+  Of several processes any may get the signal. JAX's preemption service, which listens to SIGTERM in each of them,
+  lets all agree on one step to stop after.
+  """
+
+  def __enter__(self) -> "StopRequests":
+    self._received: int | None = None
+    self._interrupts = False
+    self._alone = jax.process_count() == 1
+    self._before = {}
+    with contextlib.suppress(ValueError):  # not the main thread: signals are the business of whoever runs that
+      for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
+        self._before[number] = signal.signal(number, self._take)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def reason(self, steps: range) -> str:
+    """Why to stop after these steps, or "". Every process must ask after every dispatch, about the steps in it."""
+    if self._alone:
+      return f"stopped by {signal.Signals(self._received).name}" if self._received else ""
+    # The processes agree on a number, which is in the same dispatch for all of them.
+    reached = any(multihost_utils.reached_preemption_sync_point(step) for step in steps)
+    return "stopped by a signal to one of its processes" if reached else ""
+
+  @contextlib.contextmanager
+  def interrupting(self) -> Iterator[None]:
+    """Inside, a signal raises `Interrupted` at once: for what takes long and can be repeated.
+
+    Not with several processes, which could no longer go on together.
+    """
+    self._interrupts = self._alone
+    try:
+      yield
+    finally:
+      self._interrupts = False
+
+  def _take(self, number: int, _) -> None:
+    self._received = number
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    say(f"\n{signal.Signals(number).name}: saving, then stopping ...")
+    if not self._alone:
+      os.kill(os.getpid(), signal.SIGTERM)
+    if self._interrupts:
+      raise Interrupted

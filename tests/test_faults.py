@@ -1,0 +1,283 @@
+"""What a run does when it is stopped or damaged: what the user sees, and that nothing is lost."""
+
+import ctypes
+import json
+import os
+import pathlib
+import re
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_training import (
+  _compile_once,  # noqa: F401  a fixture
+  _on_one_device,  # noqa: F401  a fixture
+  assert_equal,
+  logged,
+  make_config,
+  make_data,
+  newest,
+  one_device,
+  reference,  # noqa: F401  a fixture
+  run,
+  saved_params,
+)
+
+from rastp_jax import sharding
+from rastp_jax.errors import InputError
+from rastp_jax.training import checkpoint, step, trainer, watch
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+# Being told to stop
+
+
+def signal_after(monkeypatch, steps, number=signal.SIGTERM):
+  """The next `train` gets a signal when it asks for batch `steps`."""
+  real = trainer.training_iterator
+
+  def signalling(source, *, start, **kwargs):
+    for index, batch in enumerate(real(source, start=start, **kwargs), start):
+      if index == steps:
+        os.kill(os.getpid(), number)
+      yield batch
+
+  monkeypatch.setattr(trainer, "training_iterator", signalling)
+  return lambda: monkeypatch.setattr(trainer, "training_iterator", real)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_the_run_goes_on(tmp_path, monkeypatch, reference, number):  # noqa: F811
+  restore = signal_after(monkeypatch, 7, number)
+  result = run(tmp_path)
+  assert (result.step, result.interrupted, result.reason) == (8, True, f"stopped by {number.name}")
+  assert newest(tmp_path) == 8 and not (tmp_path / "summary.json").exists()
+  restore()
+  assert run(tmp_path).step == 12
+  assert logged(tmp_path) == logged(reference)
+  assert_equal(saved_params(tmp_path).params, saved_params(reference).params)
+
+
+def test_a_signal_during_an_evaluation_leaves_it_for_the_next_start(tmp_path):
+  """The evaluation of step 4 is cut short, and done by the run that goes on; early stopping counts it once."""
+  seen = []
+
+  def evaluate(model):
+    seen.append(float(jnp.sum(model.bos[...])))
+    if len(seen) == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)
+    return {"recall@5": 0.1}
+
+  changes = {"train__length": "6 steps", "train__eval_every": "2 steps"}
+  result = run(tmp_path, evaluate, **changes)
+  assert (result.step, result.interrupted) == (4, True) and len(seen) == 2
+  result = run(tmp_path, evaluate, **changes)
+  assert (result.step, result.interrupted) == (6, False)
+  assert seen[1] == seen[2] and len(seen) == 4
+  assert result.standing.evaluations_since_best == 2
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if "validation/recall@5" in line] == [2, 4, 6]
+
+
+# Numbers that are not finite
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, capsys):
+  poison(monkeypatch, {5})
+  run(tmp_path)
+  assert (
+    "WARNING: 1 steps up to step 5 had a NaN or infinite loss or gradient and were skipped." in capsys.readouterr().out
+  )
+  lines = {line["step"]: line for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())}
+  assert lines[6]["skipped_steps"] == 1 and np.isfinite(lines[6]["loss"]) and "skipped_steps" not in lines[9]
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved_params(tmp_path).params))
+
+
+def test_too_many_of_them_in_a_row_stop_the_run_with_the_weights_of_before(tmp_path, monkeypatch):
+  restore = poison(monkeypatch, range(6, 100))
+  with pytest.raises(
+    InputError, match=r"NaN or infinite from step 6 to \d+, more than config.train.max_nonfinite_steps=2"
+  ):
+    run(tmp_path, train__max_nonfinite_steps=2, train__length="40 steps")
+  run(tmp_path / "five", train__length="5 steps")
+  assert_equal(saved_params(tmp_path).params, saved_params(tmp_path / "five").params)
+  restore()
+  assert run(tmp_path, train__max_nonfinite_steps=2, train__length="40 steps").step == 40  # goes on behind them
+
+
+def poison(monkeypatch, steps):
+  """The batches of these steps (from 1) have an infinite weight."""
+  real = trainer.training_iterator
+
+  def poisoned(source, *, start, **kwargs):
+    for number, batch in enumerate(real(source, start=start, **kwargs), start + 1):
+      yield {**batch, "weight": batch["weight"] * np.float32(np.inf if number in steps else 1)}
+
+  monkeypatch.setattr(trainer, "training_iterator", poisoned)
+  return lambda: monkeypatch.setattr(trainer, "training_iterator", real)
+
+
+# Disks and files
+
+
+def test_a_second_trainer_on_the_same_workdir_is_refused(tmp_path):
+  sentence = rf"{tmp_path} is in use by process {os.getpid()} on \S+: wait until it ends"
+  with checkpoint.Checkpoints(tmp_path, make_config(), {}), pytest.raises(InputError, match=sentence):
+    run(tmp_path)
+  (tmp_path / "lock").write_text('{"host": "elsewhere", "pid": 1}')  # left over by a process that died
+  with checkpoint.Checkpoints(tmp_path, make_config(), {}):
+    pass
+
+
+def shards(directory):
+  """The files that hold the parameters' numbers."""
+  return [path for path in (directory / "params").rglob("*") if path.is_file() and path.parent.name == "d"]
+
+
+def remove(directory):
+  max(shards(directory), key=lambda path: path.stat().st_size).unlink()
+
+
+def flip(directory):
+  largest = max(shards(directory), key=lambda path: path.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, remove])
+def test_damaged_checkpoints_are_found(tmp_path, reference, damage):  # noqa: F811
+  run(tmp_path, train__length="10 steps")
+  damage(tmp_path / "checkpoints" / "10")
+  with pytest.raises(InputError, match=r"best checkpoint in .*, of step 10, cannot be read"):
+    saved_params(tmp_path)
+  with pytest.warns(UserWarning, match=r"The checkpoint of step 10 cannot be read .*; going on from step 5\."):
+    assert run(tmp_path).step == 12
+  assert logged(tmp_path) == logged(reference)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 4 MB, where the system lets us mount one."""
+  place = tmp_path / "small"
+  place.mkdir()
+  libc = ctypes.CDLL(None, use_errno=True)
+  if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=4m"):
+    pytest.skip("mounting a tmpfs is not allowed here")
+  yield place
+  libc.umount2(str(place).encode(), 2)
+
+
+def fill(place, leave):
+  free = os.statvfs(place).f_bavail * os.statvfs(place).f_bsize
+  (place / "filler").write_bytes(b"x" * (free - leave))
+
+
+def test_a_full_disk_is_told_before_training_and_spares_the_last_checkpoint(small_disk, reference):  # noqa: F811
+  workdir = small_disk / "run"
+  run(workdir, train__length="5 steps")
+  fill(small_disk, 60_000)
+  with pytest.raises(InputError, match=r"has room for 0.1 MB, less than the 0.\d MB of one checkpoint"):
+    run(workdir)
+  (small_disk / "filler").unlink()
+  fill(small_disk, 90_000)
+  with pytest.raises(InputError, match=r"cannot be written|could not be written"):
+    run(workdir)
+  (small_disk / "filler").unlink()
+  assert saved_params(workdir).step == 5
+  assert run(workdir).step == 12
+  assert logged(workdir) == logged(reference)
+
+
+# Another mesh, another precision
+
+
+def test_checkpoints_go_on_on_another_mesh(tmp_path, reference, monkeypatch):  # noqa: F811
+  run(tmp_path, train__length="5 steps")
+  _, semantic_ids = make_data()
+  config = make_config()
+  mesh = sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2, 1), sharding.AXES)
+  graph, params = step.abstract_model(config, semantic_ids.widths, mesh)
+  moved = checkpoint.restore_params(tmp_path, params).params
+  assert moved["heads"][0]["kernel"].sharding.spec[0] == "fsdp"
+  assert_equal(jax.tree.map(np.asarray, moved), jax.tree.map(np.asarray, saved_params(tmp_path).params))
+  halves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding), params)
+  half = checkpoint.restore_params(tmp_path, halves).params["code_embedding"]
+  assert half.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.float32(half), moved["code_embedding"], rtol=0.01)
+
+
+def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
+  tree = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.arange(5, dtype=np.int32)}
+  place = lambda tree, mesh, spec: jax.device_put(tree, sharding.NamedSharding(mesh, spec))  # noqa: E731
+  one = checkpoint.checksums(place(tree, one_device(), sharding.PartitionSpec()))
+  mesh = sharding.Mesh(np.array(jax.devices()).reshape(2, 4, 1), sharding.AXES)
+  split = {
+    "a": place(tree["a"], mesh, sharding.PartitionSpec("data", "fsdp")),
+    "b": place(tree["b"], mesh, sharding.PartitionSpec()),
+  }
+  assert checkpoint.checksums(split) == one and set(one) == {"a", "b"}
+  for index, bit in ((0, 0), (37, 12), (63, 31)):
+    changed = tree["a"].copy()
+    changed.view(np.uint32).flat[index] ^= np.uint32(1 << bit)
+    other = checkpoint.checksums(place({**tree, "a": changed}, one_device(), sharding.PartitionSpec()))
+    assert other["a"] != one["a"] and other["b"] == one["b"]
+
+
+# Watching
+
+
+def test_a_trace_and_a_histogram_of_kept_places(tmp_path):
+  trainer.train(
+    make_config(train__length="6 steps"), *make_data(), tmp_path, lambda model: {"recall@5": 0.1}, profile_steps=(2, 3)
+  )
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+  config, (histories, semantic_ids) = make_config(), make_data()
+  graph, params = step.abstract_model(config, semantic_ids.widths, one_device())
+  weights = saved_params(tmp_path).params
+  kept = watch.make_kept_places(graph, config, histories, semantic_ids)(weights)
+  users = np.minimum(np.diff(histories.offsets) - 2, 6)
+  budget = 6 * 5 // 3
+  assert len(kept) == np.minimum(users * 5, budget).sum()
+  assert kept.min() == 0 and kept.max() < 30
+  dense = make_config(pruning__criterion="none")
+  assert watch.make_kept_places(graph, dense, histories, semantic_ids) is None
+  events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+  assert b"pruning/kept_places_from_the_newest" in events
+
+
+@pytest.mark.parametrize("text", ["5", "0:3", "4:3", "a:b", "1:2:3"])
+def test_profile_steps_are_checked(text):
+  with pytest.raises(InputError, match=r"--profile_steps=.* cannot be read: expected FIRST:LAST"):
+    watch.parse_steps(text)
+
+
+# Nothing that is read is executed
+
+
+def test_no_file_is_read_as_code():
+  forbidden = re.compile(
+    r"\b(import (pickle|dill|cloudpickle|joblib|shelve|marshal)|from (pickle|dill|joblib) |pickle\.|allow_pickle=True"
+    r"|(?<![.\w])eval\(|(?<![.\w])exec\(|yaml\.load\(|torch\.load|os\.system|shell=True)"
+  )
+  for path in (ROOT / "rastp_jax").rglob("*.py"):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+      assert not forbidden.search(line), f"{path}:{number}: {line}"
+      if "np.load(" in line:
+        assert "allow_pickle=False" in line or "allow_pickle" not in line  # NumPy's default refuses pickles
+
+
+def test_an_array_file_with_a_pickle_inside_is_refused(tmp_path):
+  class Bomb:
+    def __reduce__(self):
+      return (pathlib.Path.touch, (tmp_path / "executed",))
+
+  np.save(tmp_path / "codes.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+  with pytest.raises(ValueError, match="pickle"):
+    np.load(tmp_path / "codes.npy")
+  assert not (tmp_path / "executed").exists()

@@ -1,0 +1,109 @@
+"""Several processes as one run, on loopback: the figures of one process, and nobody waits for one that stopped."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+from tiny_run import log, losses, start
+
+WAIT = 240  # seconds; a machine that does other things as well may be slow
+EVERY_STEP = ("--set=train__log_every=1 steps", "--set=train__eval_every=6 steps")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("compiled")
+
+
+def finish(processes) -> list[int]:
+  try:
+    return [process.wait(WAIT) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, cache):
+  """The workdir of one process with eight devices."""
+  workdir = tmp_path_factory.mktemp("one") / "run"
+  assert finish(start(workdir, cache, devices=8, arguments=EVERY_STEP)) == [0], log(workdir).read_text()
+  return workdir
+
+
+def test_two_processes_compute_what_one_does(tmp_path, cache, one):
+  two = tmp_path / "run"
+  codes = finish(start(two, cache, processes=2, devices=4, arguments=EVERY_STEP))
+  assert codes == [0, 0], log(two, 1).read_text()
+  expected, got = losses(one), losses(two)
+  assert list(got) == list(expected) == list(range(1, 13))
+  np.testing.assert_allclose(list(got.values()), list(expected.values()), rtol=1e-5)
+  ours, theirs = (json.loads((workdir / "final.json").read_text()) for workdir in (two, one))
+  counts = ("users", "invalid_beams", "repeated_beams", "recall@5", "recall@10", "step")
+  assert {name: ours[name] for name in counts} == {name: theirs[name] for name in counts}
+  assert "samples/s" in log(two, 0).read_text() and "samples/s" not in log(two, 1).read_text()
+
+
+def test_all_processes_stop_with_the_sentence_of_the_one_that_cannot_go_on(tmp_path, cache):
+  workdir = tmp_path / "run"
+  arguments = [[], ["--set=train__learning_rate=-1.0"]]
+  assert finish(start(workdir, cache, processes=2, arguments=arguments)) == [2, 2]
+  for process in range(2):
+    assert "error: Process 1 of 2: config.train.learning_rate=-1.0 is too small: expected at least 0." in (
+      log(workdir, process).read_text()
+    )
+  assert not workdir.exists()
+
+
+def test_processes_with_different_settings_or_data_stop(tmp_path, cache):
+  for number, (own, sentence) in enumerate(
+    [
+      (["--set=train__seed=5"], "Process 1 has config.train.seed 5, but process 0 has 999: start all"),
+      (["--data_seed=1"], "Process 1 has semantic IDs "),
+    ]
+  ):
+    workdir = tmp_path / str(number)
+    assert finish(start(workdir, cache, processes=2, arguments=[[], own])) == [2, 2]
+    for process in range(2):
+      assert sentence in log(workdir, process).read_text()
+    assert not workdir.exists()
+
+
+def test_a_lost_process_ends_the_other_within_a_minute(tmp_path, cache):
+  workdir = tmp_path / "run"
+  long = ("--set=train__length=1000000 steps", "--set=train__checkpoint_every=5 steps")
+  processes = start(workdir, cache, processes=2, arguments=long)
+  try:
+    until(lambda: (workdir / "checkpoints" / "5").exists())
+    processes[1].kill()
+    killed = time.monotonic()
+    assert processes[0].wait(WAIT) not in (0, 2)
+    assert time.monotonic() - killed < 60
+  finally:
+    finish([process for process in processes if process.poll() is None and not process.kill()])
+  text = log(workdir).read_text()
+  assert "error: Process 0 lost another process of this run (" in text or "another task died" in text
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on(tmp_path, cache, one):
+  workdir = tmp_path / "run"
+  long = ("--set=train__log_every=1 steps", "--set=train__length=60 steps", "--set=train__eval_every=60 steps")
+  processes = start(workdir, cache, processes=2, arguments=long)
+  until(lambda: (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= 2)
+  processes[1].send_signal(signal.SIGTERM)
+  assert finish(processes) == [75, 75], log(workdir).read_text()
+  stopped = len(losses(workdir))
+  assert 2 <= stopped < 60
+  assert finish(start(workdir, cache, processes=2, arguments=long)) == [0, 0]
+  got, expected = losses(workdir), losses(one)
+  assert list(got) == list(range(1, 61))
+  np.testing.assert_allclose([got[number] for number in expected], list(expected.values()), rtol=1e-5)
+
+
+def until(condition) -> None:
+  deadline = time.monotonic() + WAIT
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)

@@ -1,0 +1,105 @@
+"""The scripts of launch/: valid shell and YAML, what each would do word for word, and when training starts again."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "launch"
+DRY_RUNS = {
+  "local": "bash launch/local.sh --config=configs/beauty.py:cpu --workdir=runs/b --raw_dir=/raw",
+  "tpu_vm": "bash launch/tpu_vm.sh --name=tpu --zone=us-west4-a --project=p --nfs=10.0.0.2:/share --run=b --spot "
+  "--delete --config=configs/beauty.py --raw_dir=/mnt/share/raw",
+  "slurm": "bash launch/slurm.sbatch --config=configs/beauty.py --workdir=runs/b",
+}
+
+
+def test_scripts_are_clean():
+  scripts = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch" / "slurm.sbatch"])
+  shellcheck = pathlib.Path(sys.executable).parent / "shellcheck"
+  done = subprocess.run([shellcheck, "--external-sources", "--source-path=SCRIPTDIR", *scripts], capture_output=True)
+  assert done.returncode == 0, done.stdout.decode()
+
+
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_dry_runs_print_every_command(name, tmp_path):
+  """Regenerate with: python tests/test_launch.py"""
+  assert dry_run(name, tmp_path) == (GOLDEN / f"{name}.txt").read_text()
+
+
+def dry_run(name: str, tmp: pathlib.Path) -> str:
+  """What the script prints on a machine without accelerator, where any command but harmless ones would fail."""
+  command = [*DRY_RUNS[name].split(), "--dry_run", "--config.train.length=2 epochs"]
+  environment = {"PATH": "/usr/bin:/bin", "TMPDIR": "/tmp", "JAX_BUILD": "cpu", "HOME": str(tmp)}
+  return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("script", "missing"), [("local.sh", "--config=FILE"), ("tpu_vm.sh", "--name=...")])
+def test_missing_options_are_named(script, missing):
+  done = subprocess.run(["bash", ROOT / "launch" / script], capture_output=True, text=True)
+  assert done.returncode == 2 and done.stderr.startswith("error: ") and missing in done.stderr
+
+
+def test_jobset_is_complete():
+  jobset = yaml.safe_load((ROOT / "launch" / "gke_jobset.yaml").read_text())
+  assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+  assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+  (job,) = jobset["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  assert spec["parallelism"] == spec["completions"]  # one pod a host, all at once
+  assert spec["backoffLimit"] == 0  # a lone pod must not come back without the others
+  (rule,) = spec["podFailurePolicy"]["rules"]
+  assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
+  pod = spec["template"]["spec"]
+  assert pod["restartPolicy"] == "Never"  # podFailurePolicy asks for it
+  (container,) = pod["containers"]
+  assert rule["onExitCodes"]["containerName"] == container["name"]
+  chips = spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+  rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+  assert chips == int(rows) * int(columns)
+  mounts, volumes = container["volumeMounts"], pod["volumes"]
+  assert {mount["name"] for mount in mounts} == {volume["name"] for volume in volumes}
+  assert container["command"] == ["python", "-m", "rastp_jax.train"]
+  assert any(argument.startswith("--workdir=/share/") for argument in container["args"])
+
+
+def keep_going(*command, **environment):
+  return subprocess.Popen(
+    ["bash", ROOT / "launch" / "keep_going.sh", *command],
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.mark.parametrize(("codes", "end"), [("75 1 0", 0), ("75 2 0", 2), ("75 75 75 0", 75)])
+def test_training_starts_again_until_it_is_done_or_a_person_has_to_act(tmp_path, codes, end):
+  """A command that ends with one exit code after the other; at most two restarts."""
+  (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+  command = f"code=$(head -n 1 {tmp_path}/codes); sed -i 1d {tmp_path}/codes; exit $code"
+  process = keep_going("bash", "-c", command, MAX_RESTARTS="2")
+  assert process.wait(30) == end
+  expected = len(codes.split()) - 1 if end != 2 else 1
+  assert process.stdout.read().count("== Ended with exit code") == min(expected, 2)
+
+
+def test_a_stop_is_passed_on_and_not_undone(tmp_path):
+  command = f"trap 'echo saved; exit 75' TERM; touch {tmp_path}/up; while true; do sleep 0.05; done"
+  process = keep_going("bash", "-c", command)
+  while not (tmp_path / "up").exists():
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(30) == 75
+  assert process.stdout.read() == "saved\n"
+
+
+if __name__ == "__main__":
+  GOLDEN.mkdir(exist_ok=True)
+  for name in DRY_RUNS:
+    (GOLDEN / f"{name}.txt").write_text(dry_run(name, pathlib.Path("/tmp")))

@@ -1,0 +1,105 @@
+"""A tiny training run as a process of its own, for tests of what happens between and to processes.
+
+    python tests/tiny_run.py --workdir=DIR [--set=train__length="50 steps"] [--coordinator_address=... ...]
+
+In the end it writes final.json: the test figures of the last weights' best checkpoint.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from flax import nnx
+from test_training import make_config, make_data
+
+from rastp_jax import cli, files, hosts, loading, sharding
+from rastp_jax.evaluation.evaluator import Evaluator
+from rastp_jax.training import checkpoint, step, trainer
+
+cli.define_host_flags()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_SET = flags.DEFINE_multi_string("set", [], "SECTION__FIELD=VALUE of the tiny config, the value as JSON or a word.")
+_SEED = flags.DEFINE_integer("data_seed", 0, "Of the semantic IDs.")
+
+
+def main() -> int:
+  with hosts.together():
+    config = make_config(**dict(_read(text) for text in _SET.value))
+    histories, semantic_ids = make_data(_SEED.value)
+  loading.check_same(config, histories, semantic_ids)
+  mesh = sharding.whole_batch_mesh(sharding.make_mesh(config.mesh))
+  evaluator = Evaluator(config, histories, semantic_ids, mesh)
+  validate = lambda model: evaluator.evaluate(model, "validation")  # noqa: E731
+  result = trainer.train(config, histories, semantic_ids, _WORKDIR.value, validate)
+  if result.interrupted:
+    return cli.EXIT_RESUME
+  graph, target = step.abstract_model(config, semantic_ids.widths, mesh)
+  best = checkpoint.restore_params(_WORKDIR.value, target)
+  figures = evaluator.evaluate(nnx.merge(graph, best.params), "test")
+  if sharding.jax.process_index() == 0:
+    files.write_json(pathlib.Path(_WORKDIR.value) / "final.json", {**figures, "step": best.step})
+  return 0
+
+
+def _read(text: str):
+  name, _, value = text.partition("=")
+  try:
+    return name, json.loads(value)
+  except ValueError:
+    return name, value
+
+
+def start(
+  workdir: pathlib.Path, cache: pathlib.Path, *, processes: int = 1, devices: int = 1, arguments: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+  """Starts a run's processes, on `devices` fake devices each.
+
+  Args:
+    workdir: of the run; their output goes to workdir-PROCESS.log beside it.
+    cache: keeps compiled programs between runs.
+    processes: how many.
+    devices: of each.
+    arguments: further flags; a list [of process 0, of process 1, ...] of lists gives each its own.
+  """
+  optimization = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  environment = {
+    **os.environ,
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {optimization}",
+    "JAX_PLATFORMS": "cpu",
+    "NPROC": "16",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent)]),
+  }
+  environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  command = [sys.executable, __file__, f"--workdir={workdir}", f"--compilation_cache={cache}"]
+  together = []
+  if processes > 1:
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      together = [f"--coordinator_address=localhost:{free.getsockname()[1]}", f"--num_processes={processes}"]
+  started = []
+  for index in range(processes):
+    own = arguments[index] if arguments and not isinstance(arguments[0], str) else arguments
+    mine = [*command, *together, *([f"--process_id={index}"] if together else []), *own]
+    with log(workdir, index).open("a") as output:
+      started.append(subprocess.Popen(mine, env=environment, stdout=output, stderr=subprocess.STDOUT))
+  return started
+
+
+def log(workdir: pathlib.Path, process: int = 0) -> pathlib.Path:
+  return workdir.parent / f"{workdir.name}-{process}.log"
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+  """step -> loss of every log line."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {line["step"]: line["loss"] for line in lines}
+
+
+if __name__ == "__main__":
+  cli.run(main)
