@@ -82,6 +82,7 @@ def import_weights(
     InputError: a weight is missing, left over or of another shape than config and codes ask for, or the workdir holds
       something already.
   """
+  mesh = sharding.make_mesh(config.mesh)
   model = EncoderDecoder(config.model, config.pruning, semantic_ids.widths, rngs=nnx.Rngs(0))
   load_published(model, weights)
   source = TrainingBatches(
@@ -90,12 +91,13 @@ def import_weights(
     config.data,
     batch_size=config.train.batch_size,
     seed=config.train.seed,
-    row_multiple=sharding.row_multiple(sharding.make_mesh(config.mesh)),
+    row_multiple=sharding.row_multiple(mesh),
   )
   plan = make_plan(config, source.steps_per_epoch, source.samples_per_step)
   optimizer = make_optimizer(config.train, plan.total_updates, plan.warmup_updates)
   params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
   state = make_state(params, optimizer, config.train.seed, _loss_parts(model))
+  state = jax.device_put(state, sharding.placements(state, mesh))
   progress = {
     "next_batch": 0,
     "pending": False,
