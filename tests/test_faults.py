@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import time
 
@@ -270,6 +271,21 @@ def test_no_file_is_read_as_code():
       assert not forbidden.search(line), f"{path}:{number}: {line}"
       if "np.load(" in line:
         assert "allow_pickle=False" in line or "allow_pickle" not in line  # NumPy's default refuses pickles
+
+
+def test_a_checkpoint_cannot_name_a_place_outside_its_workdir(tmp_path, reference):  # noqa: F811
+  shutil.copytree(reference, tmp_path / "run")
+  for path in (tmp_path / "run" / "checkpoints").glob("*/progress/metadata"):
+    progress = json.loads(path.read_text())
+    assert progress["best_step"] is None
+    path.write_text(json.dumps(progress | {"best_step": "../../elsewhere"}))
+  with (
+    pytest.warns(UserWarning, match="its progress file is damaged"),
+    pytest.raises(InputError, match="no checkpoint"),
+  ):
+    saved_params(tmp_path / "run")
+  with pytest.raises(InputError, match="config.data.dataset='../elsewhere' is not known"):
+    make_config(data__dataset="../elsewhere")
 
 
 def test_an_array_file_with_a_pickle_inside_is_refused(tmp_path):

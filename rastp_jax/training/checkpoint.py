@@ -316,7 +316,8 @@ def _read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] 
   """The progress item, or what went wrong reading it: callers decide whether that is fatal."""
   try:
     progress = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
-    return progress if "best_step" in progress else ValueError("its progress file is incomplete")
+    # The best step names a directory: anything but a number could lead out of this one.
+    return progress if isinstance(progress["best_step"], int | None) else ValueError("its progress file is damaged")
   except Exception as error:
     return error
 

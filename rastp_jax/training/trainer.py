@@ -6,6 +6,7 @@ intervals, metrics.jsonl and checkpoints count steps.
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -262,6 +263,8 @@ def _room(workdir: str | os.PathLike):
   try:
     yield
   except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      raise
     raise InputError(
       f"{error.filename or workdir} cannot be written ({error.strerror}): make room and run the same command again, "
       "which goes on from the last checkpoint."
