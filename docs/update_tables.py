@@ -16,21 +16,27 @@ def table(rows: list[list[str]]) -> str:
 
 def beauty_cpu() -> str:
   """One row a run and beam width of the CPU-sized model."""
-  rows = [["", "beams", "recall@5", "recall@10", "NDCG@5", "NDCG@10", "samples/s", "training", "step memory"]]
-  for file in ("dense", "pruned", "dense_beam50", "pruned_beam50", "dense_beam100", "pruned_beam100"):
-    run = json.loads((DOCS / "results" / f"beauty_cpu_{file}.json").read_text())
-    figures = [f"{run[key]:.4f}" for key in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")]
-    rows.append(
-      [
-        file.partition("_")[0],
-        str(run["beam_width"]),
-        *figures,
-        f"{run['training_samples_per_second']:,.0f}",
-        f"{run['training_seconds'] / 60:.0f} min",
-        f"{run['step_bytes'] / 1e6:,.0f} MB",
-      ]
-    )
+  rows = [
+    ["", "codes of", "beams", "recall@5", "recall@10", "NDCG@5", "NDCG@10", "samples/s", "training", "step memory"]
+  ]
+  for file in ("pruned", "text_pruned", "text_dense"):
+    for beams in ("", "_beam50", "_beam100"):
+      run = json.loads((DOCS / "results" / f"beauty_cpu_{file}{beams}.json").read_text())
+      rows.append(_beauty_row(run))
   return table(rows)
+
+
+def _beauty_row(run: dict) -> list[str]:
+  figures = [f"{run[key]:.4f}" for key in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")]
+  return [
+    "dense" if run["config"]["pruning"]["criterion"] == "none" else "pruned",
+    "text, behaviour" if run["config"]["semantic_ids"].get("behaviour") else "text",
+    str(run["beam_width"]),
+    *figures,
+    f"{run['training_samples_per_second']:,.0f}",
+    f"{run['training_seconds'] / 60:.0f} min",
+    f"{run['step_bytes'] / 1e6:,.0f} MB",
+  ]
 
 
 def parity() -> str:
