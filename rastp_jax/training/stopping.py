@@ -8,8 +8,6 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from rastp_jax.training.progress import say
-
 
 class Interrupted(BaseException):
   """Raised by a signal inside `StopRequests.interrupting`."""
@@ -59,7 +57,8 @@ class StopRequests:
   def _take(self, number: int, _) -> None:
     self._received = number
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    say(f"\n{signal.Signals(number).name}: saving, then stopping ...")
+    # Not by `print`: the signal may have come in the middle of one.
+    os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping ...\n".encode())
     if not self._alone:
       os.kill(os.getpid(), signal.SIGTERM)
     if self._interrupts:

@@ -74,8 +74,8 @@ def train(
     semantic_ids: its items' codes.
     workdir: takes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, in the end, summary.json. Several
       processes share it.
-    evaluate: validation figures of a model with a full copy on every device, "recall@5" among them. It must not keep
-      the model: the next step consumes its arrays. None: no validation, no early stopping.
+    evaluate: validation figures of a model with a full copy on every device, "recall@5" among them. None: no
+      validation, no early stopping.
     profile_steps: first and last step of a trace to leave in workdir/profile.
 
   Raises:
@@ -132,7 +132,7 @@ def train(
     # 3. What the loop calls.
     train_step = make_train_step(graph, optimizer, mesh)
     reset_sums = jax.jit(lambda: zero_sums(parts), out_shardings=places.sums)
-    whole = sharding.replicated(sharding.whole_batch_mesh(mesh))
+    copy_to_all = jax.jit(lambda params: params, out_shardings=sharding.replicated(sharding.whole_batch_mesh(mesh)))
     kept_places = make_kept_places(graph, config, histories, semantic_ids) if evaluate else None
     schedule = make_schedule(config.train, plan.total_updates, plan.warmup_updates)
     batches = training_iterator(source, start=step, run_length=plan.steps_per_dispatch, workers=config.data.workers)
@@ -195,8 +195,8 @@ def train(
       best = False
       if evaluates:
         try:
-          with _paused(clock, state), requests.interrupting():
-            on_all = jax.device_put(state.params, whole)
+          with _paused(clock, state), requests.interrupting():  # decoding wants all weights everywhere
+            on_all = copy_to_all(state.params)
             figures = evaluate(nnx.merge(graph, on_all))
             kept = kept_places(on_all) if kept_places else None
             del on_all
