@@ -1,11 +1,11 @@
 """Amazon Beauty 2014 5-core: 22,363 users, 12,101 items, 198,502 interactions.
 
     python -m rastp_jax.prepare  --config=configs/beauty.py:cpu [--raw_dir=DIR]       10 s
-    python -m rastp_jax.train    --config=configs/beauty.py:cpu --workdir=runs/beauty  20 to 30 min of training on 2 cores
+    python -m rastp_jax.train    --config=configs/beauty.py:cpu --workdir=runs/beauty  20 to 30 min on 2 cores
     python -m rastp_jax.evaluate --workdir=runs/beauty
 
-Seen (seed 999, docs/results/beauty_cpu_*.json): pruned, test recall@10 0.0495 with 10 beams and 0.0533 with 100, after 31
-minutes of training on a slow day of 2 cores (1,139 samples/s). With codes of text alone (semantic_ids.behaviour=0):
+Seen (seed 999, docs/results/beauty_cpu_*.json): pruned, test recall@10 0.0495 with 10 beams and 0.0533 with 100, after
+31 minutes of training on a slow day of 2 cores (1,139 samples/s). With codes of text alone (semantic_ids.behaviour=0):
 0.0421 and 0.0452 pruned, 0.0427 and 0.0477 dense. The paper-sized default and `:reference` have not been trained to the
 end yet; the paper reports recall@10 0.0656 pruned and 0.0645 dense.
 """
