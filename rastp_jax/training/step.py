@@ -80,14 +80,17 @@ def make_train_step(
     gradient = jax.lax.with_sharding_constraint(gradient, sharding.placements(gradient, mesh))
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, change)
     samples = jnp.sum(batch["weight"])
-    sums = {"samples": samples, "steps": jnp.ones(()), "grad_norm": norm}
-    sums |= {name: value * samples for name, value in {"loss": loss, **parts}.items()}
-    sums = {name: total + sums[name] for name, total in state.sums.items() if name != "skipped"}
-    new, old = (params, opt_state, sums), (state.params, state.opt_state, {name: state.sums[name] for name in sums})
-    params, opt_state, sums = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    seen = {"samples": samples, "steps": jnp.ones(()), "grad_norm": norm}
+    seen |= {name: value * samples for name, value in {"loss": loss, **parts}.items()}
+    counted = {name: state.sums[name] for name in seen}
+
+    def update():
+      change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+      return optax.apply_updates(state.params, change), opt_state, {name: counted[name] + seen[name] for name in seen}
+
+    # A branch, not a choice between two results: that would cost another pass over parameters and moments.
+    params, opt_state, sums = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state, counted))
     return TrainState(
       step=state.step + 1,
       params=params,
