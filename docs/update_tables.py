@@ -121,6 +121,27 @@ def code_sets() -> str:
   return table(rows)
 
 
+def code_sets_trained() -> str:
+  """Test figures of one model trained on each code set, best first, beside the codes' health."""
+  run = json.loads((DOCS / "results" / "code_sets_trained.json").read_text())
+  found = sorted(run["code_sets"], key=lambda row: -row["test"]["recall@10"])
+  rows = [["codes", "tokens an item", *found[0]["test"], *found[0]["health"]]]
+  for row in found:
+    test = [f"{value:.4f}" for value in row["test"].values()]
+    rows.append([row["name"], str(row["tokens_an_item"]), *test, *(f"{value:.3g}" for value in row["health"].values())])
+  for name, correlations in run["rank_correlation_with_recall@10"].items():
+    blank = [""] * (1 + len(found[0]["test"]))
+    rows.append([f"*rank correlation with recall@10, {name}*", *blank, *(f"{v:+.2f}" for v in correlations.values())])
+  return table(rows)
+
+
+def levers() -> str:
+  """Step time with a lever undone or tried, over that of the program as shipped."""
+  run = json.loads((DOCS / "results" / "levers.json").read_text())
+  times = run["step_time_relative_to_shipped"]
+  return table([["", "step time"], *([name, f"{value:.2f}"] for name, value in times.items())])
+
+
 TABLES = {
   make.__name__: make
   for make in (
@@ -132,6 +153,8 @@ TABLES = {
     speed_ratios,
     speed_decoding,
     code_sets,
+    code_sets_trained,
+    levers,
   )
 }
 

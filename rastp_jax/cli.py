@@ -110,9 +110,10 @@ def _keep_freed_memory() -> None:
   """
   with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
     libc = ctypes.CDLL("libc.so.6")
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD in malloc.h
+    mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX in malloc.h
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, -1)
+    libc.mallopt(arena_max, 1)  # the two above hold for the first arena only; threads would get others
 
 
 def _one_device_a_core() -> None:

@@ -32,9 +32,9 @@ def main():
     )
   if len(set(_WORKDIR.value)) < len(_WORKDIR.value):
     raise InputError("A --workdir is given twice: give each run once.")
-  files.check_writable(pathlib.Path(_OUTPUT.value) / "index.html")
   evaluated = [results.load(pathlib.Path(workdir) / f"eval_{_SPLIT.value}.json", workdir) for workdir in _WORKDIR.value]
   logs = {workdir: results.training_log(workdir) for workdir in _WORKDIR.value}
+  files.check_writable(pathlib.Path(_OUTPUT.value) / "index.html")
   print(page.write(_OUTPUT.value, evaluated, logs, survey))
 
 

@@ -106,3 +106,4 @@ def test_mistakes_end_in_one_sentence(arguments, sentence):
   code, _, err = command(*arguments)
   assert code == 2 and "Traceback" not in err
   assert sentence in err.strip().splitlines()[-1]
+  assert not (ROOT / "x").exists()

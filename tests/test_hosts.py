@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from tiny_run import log, losses, start
+
+from tests.tools.tiny_run import log, losses, start
 
 WAIT = 240  # seconds; a machine that does other things as well may be slow
 EVERY_STEP = ("--set=train__log_every=1 steps", "--set=train__eval_every=6 steps")

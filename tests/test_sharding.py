@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
-from test_training import make_config, make_data
 
 from rastp_jax import sharding
 from rastp_jax.config import MeshConfig
 from rastp_jax.errors import InputError
 from rastp_jax.training import optimizer, step
+from tests.tools.tiny import make_config, make_data
 
 # The program is what is tested here, not its speed: compile it as cheaply as XLA can.
 CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -1,27 +1,31 @@
-"""Kills training with SIGKILL at random moments, starts it again, and compares with a run that was left alone.
+"""Stops training at random moments, starts it again, and compares with a run that was left alone.
 
-    PYTHONPATH=. python tests/faults.py --runs=20 --output=docs/results/kill_resume.json
+    python -m tests.tools.kill_runs --runs=20 --output=docs/results/kill_resume.json
+    python -m tests.tools.kill_runs --runs=10 --signal=TERM --output=docs/results/stop_resume.json
 
-Every run is killed several times, each time after a random delay from its first step or its first new checkpoint on,
-so that some kills hit saving. It has to end with every loss equal bit for bit, and with an equal final evaluation; with
-one process, and with two that are killed together or singly (the other one then has to end by itself).
+Every run is sent a signal several times, each time after a random delay from its first new checkpoint on, so that some
+kills hit saving. It has to end with every loss equal bit for bit, and with an equal final evaluation; with one process,
+and with two that are hit together or singly (the other one then has to end by itself). After SIGTERM every process has
+to save and to exit with the code that asks for a restart.
 """
 
 import json
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 
 from absl import app, flags
-from tiny_run import log, losses, start
 
-from rastp_jax import files
+from rastp_jax import cli, files
+from tests.tools.tiny_run import log, losses, start
 
-_RUNS = flags.DEFINE_integer("runs", 20, "How many runs to kill.")
-_KILLS = flags.DEFINE_integer("kills", 2, "How often each.")
+_RUNS = flags.DEFINE_integer("runs", 20, "How many runs to stop.")
+_KILLS = flags.DEFINE_integer("kills", 2, "How often each is hit.")
+_SIGNAL = flags.DEFINE_enum("signal", "KILL", ("KILL", "TERM"), "What they are sent.")
 _PAIRS = flags.DEFINE_integer("pairs", 6, "How many of the runs have two processes.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the counts as JSON.")
@@ -37,7 +41,8 @@ WAIT = 1800  # seconds, for any start on a busy machine
 
 
 def main(_) -> None:
-  counts = {"runs": 0, "processes_killed": 0, "restarts": 0, "killed_while_saving": 0, "losses_compared": 0}
+  counts = {"runs": 0, "processes_hit": 0, "restarts": 0, "hit_while_saving": 0, "losses_compared": 0}
+  slowest = 0.0
   seeds = []
   with tempfile.TemporaryDirectory() as place:
     place = pathlib.Path(place)
@@ -46,17 +51,19 @@ def main(_) -> None:
       processes = 2 if index >= _RUNS.value - _PAIRS.value else 1
       seeds.append(_SEED.value * 1000 + index)
       workdir = place / f"run{index}"
-      kills, saving = _run_and_kill(workdir, place / "cache", processes, random.Random(seeds[-1]))
+      hits, saving, seconds = _run_and_hit(workdir, place / "cache", processes, random.Random(seeds[-1]))
+      slowest = max(slowest, seconds)
       counts["runs"] += 1
-      counts["processes_killed"] += kills
-      counts["killed_while_saving"] += saving
+      counts["processes_hit"] += hits
+      counts["hit_while_saving"] += saving
       counts["restarts"] += _KILLS.value
       counts["losses_compared"] += _compare(workdir, references[processes])
-      print(f"run {index} ({processes} processes): equal; so far {counts}", flush=True)
+      print(f"run {index} ({processes} processes): equal; so far {counts}, slowest exit {slowest:.1f} s", flush=True)
   if _OUTPUT.value:
-    command = " ".join(["PYTHONPATH=. python", *sys.argv])
-    setting = {"steps_a_run": STEPS, "runs_of_two_processes": _PAIRS.value, "kills_a_run": _KILLS.value}
-    files.write_json(_OUTPUT.value, {"command": command, **setting, **counts, "all_equal": True, "seeds": seeds})
+    command = " ".join(["python -m tests.tools.kill_runs", *sys.argv[1:]])
+    setting = {"signal": _SIGNAL.value, "steps_a_run": STEPS, "runs_of_two_processes": _PAIRS.value}
+    outcome = {**counts, "all_equal": True, "slowest_exit_seconds": round(slowest, 2), "seeds": seeds}
+    files.write_json(_OUTPUT.value, {"command": command, **setting, "signals_a_run": _KILLS.value, **outcome})
 
 
 def _left_alone(place: pathlib.Path, processes: int) -> pathlib.Path:
@@ -75,9 +82,10 @@ def _wait(running: list[subprocess.Popen], workdir: pathlib.Path) -> None:
       process.kill()
 
 
-def _run_and_kill(workdir: pathlib.Path, cache: pathlib.Path, processes: int, moments: random.Random):
-  """Returns how many processes were killed, and how many kills left a half-written checkpoint."""
-  killed = saving = 0
+def _run_and_hit(workdir: pathlib.Path, cache: pathlib.Path, processes: int, moments: random.Random):
+  """Returns how many processes were hit, how many left a half-written checkpoint, and the slowest exit in s."""
+  hits, saving, slowest = 0, 0, 0.0
+  number = signal.Signals[f"SIG{_SIGNAL.value}"]
   for _ in range(_KILLS.value):
     running = start(workdir, cache, processes=processes, arguments=ARGUMENTS)
     before = _newest(workdir)
@@ -87,15 +95,19 @@ def _run_and_kill(workdir: pathlib.Path, cache: pathlib.Path, processes: int, mo
       time.sleep(0.002)
     time.sleep(moments.uniform(0.0, 0.6))
     victims = running if moments.random() < 0.5 else [moments.choice(running)]
+    finished = any(process.poll() is not None for process in running)
+    begin = time.monotonic()
     for victim in victims:
-      killed += victim.poll() is None
-      victim.kill()
-    saving += any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
-    for process in running:
-      process.wait(WAIT)  # a process that lost its fellow ends by itself
+      hits += victim.poll() is None
+      victim.send_signal(number)
+    if number == signal.SIGKILL:
+      saving += any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
+    codes = [process.wait(WAIT) for process in running]  # a process that lost its fellow ends by itself
+    slowest = max(slowest, time.monotonic() - begin)
+    assert number == signal.SIGKILL or finished or set(codes) <= {cli.EXIT_RESUME, 0}, (codes, log(workdir).read_text())
   running = start(workdir, cache, processes=processes, arguments=ARGUMENTS)
   _wait(running, workdir)
-  return killed, saving
+  return hits, saving, slowest
 
 
 def _newest(workdir: pathlib.Path) -> int:

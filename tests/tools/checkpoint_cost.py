@@ -1,6 +1,6 @@
 """What checkpoints cost training, by CPU time: segments of steps with a save and without one, in turns.
 
-    PYTHONPATH=. python tests/checkpoint_cost.py --config=configs/beauty.py:cpu --output=FILE.json
+    python -m tests.tools.checkpoint_cost --config=configs/beauty.py:cpu --output=FILE.json
 
 A save copies the arrays and goes on while files are written; CPU time of all threads counts both, whatever else the
 machine is doing.

@@ -1,6 +1,6 @@
 """A tiny training run as a process of its own, for tests of what happens between and to processes.
 
-    python tests/tiny_run.py --workdir=DIR [--set=train__length="50 steps"] [--coordinator_address=... ...]
+    python -m tests.tools.tiny_run --workdir=DIR [--set=train__length="50 steps"] [--coordinator_address=... ...]
 
 In the end it writes final.json: the test figures of the last weights' best checkpoint.
 """
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 from absl import flags
 from flax import nnx
-from test_training import make_config, make_data
 
 from rastp_jax import cli, files, hosts, loading, sharding
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.training import checkpoint, step, trainer
+from tests.tools.tiny import make_config, make_data
 
 cli.define_host_flags()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -73,10 +73,10 @@ def start(
     "JAX_PLATFORMS": "cpu",
     "NPROC": "16",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent)]),
+    "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
   }
   environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-  command = [sys.executable, __file__, f"--workdir={workdir}", f"--compilation_cache={cache}"]
+  command = [sys.executable, "-m", "tests.tools.tiny_run", f"--workdir={workdir}", f"--compilation_cache={cache}"]
   together = []
   if processes > 1:
     with socket.socket() as free:

@@ -1,0 +1,117 @@
+"""What single levers do to the time of a training step.
+
+    python -m docs.measure_levers --config=configs/beauty.py --output=docs/results/levers.json
+
+Each lever is undone (or tried) in a process of its own, because most of them are settled when a process starts; the
+processes take turns with the program as shipped, and a lever's figure is the median over turns of its step time over
+that of the shipped program in the same turn. The step is the benchmark's padded, pruned one: paper-sized model, 64
+samples of 30 items. Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py --raw_dir=DIR`).
+"""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+from absl import flags
+
+from rastp_jax import cli, files, loading, sharding
+from rastp_jax.benchmarking.training_speed import TrainingSpeed
+from rastp_jax.benchmarking.variants import make_variants
+from rastp_jax.data.buckets import with_bucket_items
+from rastp_jax.model import layers
+
+_CONFIG = cli.define_config_flag()
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
+_TURNS = flags.DEFINE_integer("turns", 3, "How often each lever is measured.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps timed in a turn, of which the median counts.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Samples a step.")
+_MEASURE = flags.DEFINE_string("measure", None, "Measure this one and print its seconds a step; what the turns call.")
+
+SHIPPED = "as shipped"
+# name -> (XLA_FLAGS, settings of the config)
+LEVERS: Mapping[str, tuple[str, Sequence[str]]] = {
+  SHIPPED: ("", ()),
+  "undone: glibc keeps freed memory": ("", ()),
+  "undone: one device a core (one device, threads inside)": ("--xla_force_host_platform_device_count=1", ()),
+  "undone: dropout masks by hashing (jax.random.bernoulli)": ("", ()),
+  "undone: dropout at all": ("", ("model.dropout=0.0", "model.mlp_dropout=0.0")),
+  "tried: no separator tokens": ("", ("model.separator=False",)),
+  "tried: bfloat16": ("", ("model.dtype=bfloat16",)),
+  "tried: attention dropout, as published": ("", ("model.attention_dropout=0.15",)),
+  "tried: 512-bit vectors": ("--xla_cpu_prefer_vector_width=512", ()),
+  "tried: oneDNN": ("--xla_cpu_use_onednn=true", ()),
+  "tried: XNNPACK": ("--xla_cpu_use_xnnpack=true", ()),
+}
+
+
+def measure() -> None:
+  """Prints the median seconds of a step."""
+  config = cli.load_config(_CONFIG.value)
+  histories, semantic_ids = loading.load_data(config)
+  config = with_bucket_items(config, histories)
+  variant = {"step": make_variants(config)["padded_pruned"]}
+  speed = TrainingSpeed(variant, histories, semantic_ids, sharding.make_mesh(config.mesh), _BATCH.value)
+  speed.run(_REPEATS.value)
+  (shape,) = speed.figures()["step"]["shapes"]
+  print(json.dumps(statistics.median(shape["seconds"])))
+
+
+def undo(name: str) -> None:
+  """Takes back what is settled by our own code."""
+  if name.endswith("glibc keeps freed memory"):
+    cli._keep_freed_memory = lambda: None
+  if "dropout masks by hashing" in name:
+    layers.Dropout.__call__ = _bernoulli
+
+
+def _bernoulli(dropout, x, rate):
+  if dropout._words is None or rate == 0.0:
+    return x
+  dropout._calls += 1
+  key = jax.random.wrap_key_data(dropout._words + jax.numpy.uint32(dropout._calls), impl="threefry2x32")
+  return jax.numpy.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0)
+
+
+def take_turns() -> None:
+  seconds = {name: [] for name in LEVERS}
+  for turn in range(_TURNS.value):
+    for name, (xla_flags, settings) in LEVERS.items():
+      command = [sys.executable, "-m", "docs.measure_levers", f"--measure={name}", f"--batch_size={_BATCH.value}"]
+      command += [f"--repeats={_REPEATS.value}", *(a for a in sys.argv[1:] if a.startswith("--config"))]
+      command += [f"--config.{setting}" for setting in settings]
+      environment = {**os.environ, "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), xla_flags]).strip()}
+      done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+      if done.returncode:
+        print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+        continue
+      seconds[name].append(float(done.stdout.splitlines()[-1]))
+      print(f"turn {turn + 1}, {name}: {seconds[name][-1]:.3f} s a step", flush=True)
+  times = {
+    name: [a / b for a, b in zip(found, seconds[SHIPPED], strict=True)] for name, found in seconds.items() if found
+  }
+  result = {
+    "command": shlex.join(["python", *sys.orig_argv[1:]]),
+    "jax": jax.__version__,
+    "cores": os.cpu_count(),
+    "step_time_relative_to_shipped": {name: round(statistics.median(found), 3) for name, found in times.items()},
+    "seconds_a_step": seconds,
+  }
+  files.write_json(_OUTPUT.value, result)
+
+
+def main() -> None:
+  if _MEASURE.value:
+    measure()
+  else:
+    files.check_writable(_OUTPUT.value)
+    take_turns()
+
+
+if __name__ == "__main__":
+  undo(next((a.partition("=")[2] for a in sys.argv if a.startswith("--measure=")), SHIPPED))
+  cli.run(main)
