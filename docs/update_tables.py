@@ -19,7 +19,7 @@ def beauty_cpu() -> str:
   rows = [
     ["", "codes of", "beams", "recall@5", "recall@10", "NDCG@5", "NDCG@10", "samples/s", "training", "step memory"]
   ]
-  for file in ("pruned", "text_pruned", "text_dense"):
+  for file in ("pruned", "dense", "text_pruned", "text_dense"):
     for beams in ("", "_beam50", "_beam100"):
       run = json.loads((DOCS / "results" / f"beauty_cpu_{file}{beams}.json").read_text())
       rows.append(_beauty_row(run))

@@ -1,6 +1,7 @@
 """What a run does when it is stopped or damaged: what the user sees, and that nothing is lost."""
 
 import ctypes
+import itertools
 import json
 import os
 import pathlib
@@ -194,6 +195,24 @@ def test_a_full_disk_is_told_before_training_and_spares_the_last_checkpoint(smal
   assert saved_params(workdir).step == 5
   assert run(workdir).step == 12
   assert_equal(saved_params(workdir).params, saved_params(reference).params)
+
+
+def test_a_workdir_that_cannot_be_written_is_told_before_training(small_disk):
+  read_only, remount = 1, 32  # MS_RDONLY, MS_REMOUNT
+  assert not ctypes.CDLL(None).mount(b"tmpfs", str(small_disk).encode(), b"tmpfs", read_only | remount, None)
+  with pytest.raises(InputError, match=rf"{small_disk}/run cannot be written \(Read-only file system\): "):
+    run(small_disk / "run")
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, reference):  # noqa: F811
+  real, jumps = time.time, itertools.cycle([0, 86_400, -86_400, 3_600, -10 * 365 * 86_400])
+  monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+  run(tmp_path, train__length="7 steps")
+  run(tmp_path)
+  assert logged(tmp_path) == {**logged(tmp_path), **logged(reference)}
+  assert_equal(saved_params(tmp_path).params, saved_params(reference).params)
+  seconds = list(logged(tmp_path, "seconds").values())
+  assert seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] < 600
 
 
 # Another mesh, another precision

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -67,6 +68,16 @@ def test_jobset_is_complete():
   assert {mount["name"] for mount in mounts} == {volume["name"] for volume in volumes}
   assert container["command"] == ["python", "-m", "rastp_jax.train"]
   assert any(argument.startswith("--workdir=/share/") for argument in container["args"])
+
+
+def test_the_pods_job_follows_the_schema_of_kubernetes():
+  jobset = yaml.safe_load((ROOT / "launch" / "gke_jobset.yaml").read_text())
+  for replicated in jobset["spec"]["replicatedJobs"]:
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": replicated["name"]}, **replicated["template"]}
+    kubernetes_validate.validate(job, "1.30", strict=True)
+    job["spec"]["template"]["spec"]["restartpolicy"] = "Never"  # misspelt
+    with pytest.raises(kubernetes_validate.ValidationError):
+      kubernetes_validate.validate(job, "1.30", strict=True)
 
 
 def keep_going(*command, **environment):
