@@ -37,7 +37,6 @@ def cpu(config):
   config.train.length = "16 epochs"
   config.train.log_every = "500 steps"
   config.train.eval_every = config.train.checkpoint_every = "2 epochs"
-  config.train.eval_users = 4000
 
 
 def reference(config):
