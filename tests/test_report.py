@@ -13,7 +13,7 @@ from flax import nnx
 from rastp_jax import sharding
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig
 from rastp_jax.errors import InputError
-from rastp_jax.evaluation import comparison, figures, page, results
+from rastp_jax.evaluation import comparison, figures, page, report, results
 from rastp_jax.evaluation.survival import NO_TOKEN, SURVIVED, Survival, survey
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from tests.test_batches import make_data
@@ -72,6 +72,19 @@ def test_shares_of_survivors():
     "separator_share": pytest.approx(1 / 3),
     "separator_share_of_surviving": 0,
   }
+
+
+def test_settings_of_a_run_by_an_older_program_may_be_fewer():
+  new, old = make_result("new", [0, 1, 2, 3], criterion="rastp"), make_result("old", [0, 1, 2, 3])
+  del old.figures["config"]["train"]["max_nonfinite_steps"]
+  new.figures["config"]["data"]["invented"] = 3
+  groups = [comparison.Group("old", (old,)), comparison.Group("new", (new,))]
+  assert report.settings(groups) == [
+    ["", "old", "new"],
+    ["pruning.criterion", "none", "rastp"],
+    ["data.invented", "", "3"],
+    ["train.max_nonfinite_steps", "", str(Config().train.max_nonfinite_steps)],
+  ]
 
 
 class Seen(html.parser.HTMLParser):

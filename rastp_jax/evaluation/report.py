@@ -112,14 +112,17 @@ def text(datasets: Mapping[str, Sequence[Group]], *, markdown_tables: bool = Fal
 
 
 def settings(groups: Sequence[Group]) -> Rows:
-  """The settings in which groups differ, one column a group; only the heading where they differ in none."""
+  """The settings in which groups differ, one column a group; only the heading where they differ in none.
+
+  A setting that the program of a run did not have yet stays empty.
+  """
   configs = [group.results[0].figures["config"] for group in groups]
   rows = [["", *(group.name for group in groups)]]
-  for section, fields in configs[0].items():
-    for name in fields:
-      values = [str(config[section][name]) for config in configs]
-      if len(set(values)) > 1:
-        rows.append([f"{section}.{name}", *values])
+  fields = dict.fromkeys((section, name) for config in configs for section in config for name in config[section])
+  for section, name in fields:
+    values = [str(config.get(section, {}).get(name, "")) for config in configs]
+    if len(set(values)) > 1:
+      rows.append([f"{section}.{name}", *values])
   return rows
 
 
