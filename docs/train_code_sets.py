@@ -22,14 +22,13 @@ from rastp_jax.paper_runs import Step, run_command
 
 _RAW_DIR = flags.DEFINE_string("raw_dir", None, "Beauty's raw files.", required=True)
 _WORK = flags.DEFINE_string("work", "runs/code_sets", "Takes the prepared data and the runs.")
-_LENGTH = flags.DEFINE_string("length", "5 epochs", "Of every training.")
+_LENGTH = flags.DEFINE_string("length", "2 epochs", "Of every training.")
 _ONLY = flags.DEFINE_list("only", [], "Run these sets only, and make no table: for several lanes at a time.")
 _OUTPUT = flags.DEFINE_string("output", "docs/results/code_sets_trained.json", "JSON file for all figures.")
 
 # name -> what prepare is told; every other setting is the config's.
 LEARNED = {
   "residual k-means": ["semantic_ids.behaviour=0.0"],
-  "residual VQ": ["semantic_ids.behaviour=0.0", "semantic_ids.method=residual_vq"],
   "RQ-VAE": ["semantic_ids.behaviour=0.0", "semantic_ids.method=rqvae"],
   "TF-IDF k-means": ["semantic_ids.behaviour=0.0", "semantic_ids.embeddings=tfidf_svd"],
   "text and behaviour k-means": [],
@@ -79,7 +78,7 @@ def row(name: str) -> dict:
   place = pathlib.Path(_WORK.value) / name.replace(" ", "_")
   health = json.loads((place / "data/semantic_ids/beauty.health.json").read_text())
   run = json.loads((place / "run/eval_test.json").read_text())
-  kept = ("users", "beam_width", "step", "steps", "training_samples", "training_seconds")
+  kept = ("users", "beam_width", "step", "steps", "training_samples")
   return {
     "name": name,
     "levels": health["levels"],

@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from jax.sharding import Mesh
 
 from rastp_jax import files
+from rastp_jax.training.board import Board
 from rastp_jax.training.plan import CRITERION, Plan, Standing
 
 ACCELERATORS = (
@@ -114,7 +114,7 @@ class Progress:
       path = pathlib.Path(workdir) / "metrics.jsonl"
       _drop_lines_after(path, step)
       self._lines = path.open("a", buffering=1)
-      self._board = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1)
+      self._board = Board(pathlib.Path(workdir) / "tensorboard", step)
 
   def poll(self) -> None:
     """Reports the last closed interval if the device is through with it."""
@@ -159,11 +159,12 @@ class Progress:
       self._validation = f" | validation {CRITERION} {validation[CRITERION]:.4f}"
     if self._writes:
       self._lines.write(json.dumps(line) + "\n")
-      for name, value in line.items():
-        if name != "step" and value is not None:
-          self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
-      if kept is not None:
-        self._board.add_histogram("pruning/kept_places_from_the_newest", kept, step)
+      scalars = {name: value for name, value in line.items() if name != "step" and value is not None}
+      self._board.write(
+        step,
+        {name if "/" in name else f"train/{name}": value for name, value in scalars.items()},
+        {} if kept is None else {"pruning/kept_places_from_the_newest": kept},
+      )
     say(self._line(line))
     if bad:
       say(
