@@ -23,7 +23,7 @@ from rastp_jax.paper_runs import Step, run_command
 _RAW_DIR = flags.DEFINE_string("raw_dir", None, "Beauty's raw files.", required=True)
 _WORK = flags.DEFINE_string("work", "runs/code_sets", "Takes the prepared data and the runs.")
 _LENGTH = flags.DEFINE_string("length", "2 epochs", "Of every training.")
-_ONLY = flags.DEFINE_list("only", [], "Run these sets only, and make no table: for several lanes at a time.")
+_ONLY = flags.DEFINE_list("only", [], "Run these sets only; the table holds all that are finished.")
 _OUTPUT = flags.DEFINE_string("output", "docs/results/code_sets_trained.json", "JSON file for all figures.")
 
 # name -> what prepare is told; every other setting is the config's.
@@ -124,9 +124,7 @@ def main() -> None:
     print(f"== {step.what}" + (", done before" if step.finished else f"\n   {step.command}"), flush=True)
     if not step.finished:
       run_command(step)
-  if _ONLY.value:
-    return
-  rows = [row(name) for name in names]
+  rows = [row(name) for name in names if all(step.finished for step in steps(name))]
   correlations = {
     "all": rank_correlations(rows),
     "without random codes": rank_correlations([found for found in rows if found["name"] != "random"]),
