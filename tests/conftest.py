@@ -1,9 +1,12 @@
 """Test settings: eight fake devices, no silent rank promotion, shapes checked against signatures."""
 
+import atexit
 import json
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 # Tests compile much and compute little: without LLVM's optimisations they take a third less time.
 _FAST_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -13,6 +16,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "32"  # threads that the fake devices share: see rastp_jax/cli.py
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # made by the first process, shared with those that it starts
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rastp_jax_compiled_")
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
@@ -29,6 +36,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
   config.stash[_FIGURES] = {}
+  if config.getoption("--figures") and config.getoption("numprocesses", None):
+    raise pytest.UsageError("--figures collects in one process: add --numprocesses=0.")
 
 
 @pytest.fixture(scope="session")

@@ -34,14 +34,14 @@ def trained(tmp_path_factory):
   code, out, err = command("rastp_jax.prepare", *config)
   assert code == 0, err
   assert "240 items" in out and "2000 users" in out
+  cache = f"--compilation_cache={place / 'compiled'}"
   for name, length in runs.items():
     train = [*config, f"--config.train.length={length}", "--config.train.eval_users=200"]
-    cache = f"--compilation_cache={place / 'compiled'}"
     code, out, err = command("rastp_jax.train", *train, cache, f"--workdir={place / name}")
     assert code == 0, err
   code, again, err = command("rastp_jax.train", *train, f"--workdir={place / name}")
   assert code == 0 and "This run is finished" in again
-  code, table, err = command("rastp_jax.evaluate", f"--workdir={place / 'none'}", f"--workdir={place / 'some'}")
+  code, table, err = command("rastp_jax.evaluate", *(f"--workdir={place / name}" for name in runs), cache)
   assert code == 0, err
   return place, out, table
 

@@ -63,21 +63,6 @@ def assert_equal(left, right):
   jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once(tmp_path_factory):
-  """Most runs here need the same few programs: the slow part of compiling is shared through a cache on disk."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], os.environ["JAX_COMPILATION_CACHE_DIR"])
-    jax.config.update(names[1], 0.2)
-    yield
-    for name, value in before.items():
-      jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
   """The workdir of an uninterrupted run."""
