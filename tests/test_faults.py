@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_training import (
-  _compile_once,  # noqa: F401  a fixture
   _on_one_device,  # noqa: F401  a fixture
   assert_equal,
   logged,
