@@ -1,11 +1,11 @@
 """What single levers do to the time of a training step.
 
-    python -m docs.measure_levers --config=configs/beauty.py --output=docs/results/levers.json
+    python -m docs.measure_levers --config=configs/beauty.py:cpu --output=docs/results/levers.json
 
 Each lever is undone (or tried) in a process of its own, because most of them are settled when a process starts; the
 processes take turns with the program as shipped, and a lever's figure is the median over turns of its step time over
-that of the shipped program in the same turn. The step is the benchmark's padded, pruned one: paper-sized model, 64
-samples of 30 items. Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py --raw_dir=DIR`).
+that of the shipped program in the same turn. The step is the benchmark's padded, pruned one: 96 samples of 30 items.
+Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu --raw_dir=DIR`).
 """
 
 import json
@@ -28,8 +28,8 @@ from rastp_jax.model import layers
 _CONFIG = cli.define_config_flag()
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 _TURNS = flags.DEFINE_integer("turns", 3, "How often each lever is measured.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps timed in a turn, of which the median counts.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Samples a step.")
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Steps timed in a turn, of which the median counts.")
+_BATCH = flags.DEFINE_integer("batch_size", 96, "Samples a step.")
 _MEASURE = flags.DEFINE_string("measure", None, "Measure this one and print its seconds a step; what the turns call.")
 
 SHIPPED = "as shipped"
@@ -40,7 +40,7 @@ LEVERS: Mapping[str, tuple[str, Sequence[str]]] = {
   "undone: one device a core (one device, threads inside)": ("--xla_force_host_platform_device_count=1", ()),
   "undone: dropout masks by hashing (jax.random.bernoulli)": ("", ()),
   "undone: dropout at all": ("", ("model.dropout=0.0", "model.mlp_dropout=0.0")),
-  "tried: no separator tokens": ("", ("model.separator=False",)),
+  "undone: no separator tokens": ("", ("model.separator=True",)),
   "tried: bfloat16": ("", ("model.dtype=bfloat16",)),
   "tried: attention dropout, as published": ("", ("model.attention_dropout=0.15",)),
   "tried: 512-bit vectors": ("--xla_cpu_prefer_vector_width=512", ()),
