@@ -8,6 +8,7 @@ that of the shipped program in the same turn. The step is the benchmark's padded
 Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu --raw_dir=DIR`).
 """
 
+import ctypes
 import json
 import os
 import shlex
@@ -64,7 +65,9 @@ def measure() -> None:
 def undo(name: str) -> None:
   """Takes back what is settled by our own code."""
   if name.endswith("glibc keeps freed memory"):
-    cli._keep_freed_memory = lambda: None
+    libc = ctypes.CDLL("libc.so.6")
+    for option, default in ((-4, 65536), (-1, 128 * 1024), (-8, 8 * (os.cpu_count() or 1))):
+      libc.mallopt(option, default)
   if "dropout masks by hashing" in name:
     layers.Dropout.__call__ = _bernoulli
 

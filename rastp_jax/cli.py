@@ -12,7 +12,24 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-# Set before jax is imported: its C++ libraries read them once.
+
+def _keep_freed_memory() -> None:
+  """Tells glibc not to give large freed blocks back to the system.
+
+  On a CPU, XLA frees its temporary arrays after each step; fetching them again as fresh pages costs more than much of
+  the arithmetic on them. This holds for glibc's first arena only, so it has to be the only one: threads get others
+  until that is said, and blocks above 64 MB in those are unmapped whenever they are freed.
+  """
+  with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
+    libc = ctypes.CDLL("libc.so.6")
+    mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX in malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)
+    libc.mallopt(arena_max, 1)
+
+
+# Before libraries are imported that start threads or read their settings once.
+_keep_freed_memory()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
@@ -72,7 +89,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   A mistake in the flags, the config or the files (`InputError`) ends in one line on stderr and `EXIT_MISTAKE`; a run of
   several processes that loses one of them in `EXIT_RESUME`.
   """
-  _keep_freed_memory()
   _one_device_a_core()
   # Libraries tell through the same log what they load and save; people came for our lines.
   absl_logging.get_absl_handler().addFilter(_ours_or_serious)
@@ -100,20 +116,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def _ours_or_serious(record: logging.LogRecord) -> bool:
   ours = str(pathlib.Path(__file__).parent)
   return record.levelno >= logging.WARNING or record.pathname.startswith(ours)
-
-
-def _keep_freed_memory() -> None:
-  """Tells glibc not to give large freed blocks back to the system.
-
-  On a CPU, XLA frees its temporary arrays after each step; fetching them again as fresh pages costs more than the
-  arithmetic on them.
-  """
-  with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
-    libc = ctypes.CDLL("libc.so.6")
-    mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX in malloc.h
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, -1)
-    libc.mallopt(arena_max, 1)  # the two above hold for the first arena only; threads would get others
 
 
 def _one_device_a_core() -> None:
