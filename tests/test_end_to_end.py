@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
   assert "240 items" in out and "2000 users" in out
   cache = f"--compilation_cache={place / 'compiled'}"
   for name, length in runs.items():
-    train = [*config, f"--config.train.length={length}", "--config.train.eval_users=200"]
+    train = [*config, f"--config.train.length={length}", "--config.train.eval_users=200", "--config.data.max_items=8"]
     code, out, err = command("rastp_jax.train", *train, cache, f"--workdir={place / name}")
     assert code == 0, err
   code, again, err = command("rastp_jax.train", *train, f"--workdir={place / name}")
