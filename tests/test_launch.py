@@ -110,6 +110,16 @@ def test_a_stop_is_passed_on_and_not_undone(tmp_path):
   assert process.stdout.read() == "saved\n"
 
 
+def test_a_stop_in_the_first_moment_is_passed_on_too():
+  command = "trap 'exit 75' TERM; kill -TERM $PPID; while true; do sleep 0.05; done"
+  stopped = [keep_going("bash", "-c", command) for _ in range(40)]
+  try:
+    assert [process.wait(30) for process in stopped] == [75] * 40
+  finally:
+    for process in stopped:
+      process.kill()
+
+
 if __name__ == "__main__":
   GOLDEN.mkdir(exist_ok=True)
   for name in DRY_RUNS:
