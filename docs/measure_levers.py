@@ -33,7 +33,7 @@ from rastp_jax.data.buckets import with_bucket_items
 from rastp_jax.model import layers
 
 _CONFIG = cli.define_config_flag()
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
+_OUTPUT = flags.DEFINE_string("output", "docs/results/levers.json", "JSON file for the figures.")
 _TURNS = flags.DEFINE_integer("turns", 3, "How often each lever is measured.")
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Steps timed in a turn, of which the median counts.")
 _BATCH = flags.DEFINE_integer("batch_size", 96, "Samples a step.")

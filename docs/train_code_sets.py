@@ -91,7 +91,9 @@ def row(name: str) -> dict:
 
 
 def rank_correlations(rows: list[dict]) -> dict[str, float]:
-  """Spearman's rank correlation of each health figure with test recall@10."""
+  """Spearman's rank correlation of each health figure with test recall@10; none of fewer than three rows."""
+  if len(rows) < 3:
+    return {}
   recall = [row["test"]["recall@10"] for row in rows]
   return {key: float(stats.spearmanr([row["health"][key] for row in rows], recall).statistic) for key in HEALTH}
 
@@ -106,7 +108,9 @@ def plot(rows: list[dict], correlations: dict[str, dict[str, float]]) -> bytes:
     for index, found in enumerate(rows):
       marker = "s" if found["name"] in PUBLISHED else "o"
       axes.plot(found["health"][key], found["test"]["recall@10"], marker, color=f"C{index}", label=found["name"])
-    axes.set(xlabel=key, title=f"rank correlation {correlations['all'][key]:+.2f}")
+    axes.set(xlabel=key)
+    if correlations["all"]:
+      axes.set(title=f"rank correlation {correlations['all'][key]:+.2f}")
     axes.grid(alpha=0.3)
   panels[0].set(ylabel="test recall@10", ylim=(0, None))
   figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)

@@ -15,7 +15,7 @@ if [[ ! -e $stamp ]]; then
   echo "== Installing into .venv (JAX for $build; once, about a minute)"
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
-  [[ $build == cpu ]] || .venv/bin/python -m pip install --quiet --disable-pip-version-check "jax[$build]"
+  [[ $build == cpu ]] || .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check "jax[$build]"
   touch "$stamp"
 fi
 if [[ $build == cpu && -e /dev/nvidia0 ]]; then

@@ -8,10 +8,10 @@ import shutil
 import sys
 import tempfile
 
-# Tests compile much and compute little: without LLVM's optimisations they take a third less time.
-_FAST_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+from tests.tools import compiling
+
 os.environ["XLA_FLAGS"] = " ".join(
-  ["--xla_force_host_platform_device_count=8", _FAST_COMPILES, os.environ.get("XLA_FLAGS", "")]
+  ["--xla_force_host_platform_device_count=8", compiling.FLAGS, os.environ.get("XLA_FLAGS", "")]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "32"  # threads that the fake devices share: see rastp_jax/cli.py
@@ -32,6 +32,12 @@ _FIGURES = pytest.StashKey[dict]()
 
 def pytest_addoption(parser):
   parser.addoption("--figures", metavar="FILE", help="write the largest differences from the goldens to a JSON file")
+
+
+def pytest_collection_modifyitems(items):
+  """The longest files come first, so that no process is left with one of them when the other has ended."""
+  longest = ("test_end_to_end.py", "test_hosts.py", "test_training.py")
+  items.sort(key=lambda item: item.path.name not in longest)
 
 
 def pytest_configure(config):

@@ -9,16 +9,17 @@ import sys
 import pytest
 
 from rastp_jax.data import histories, synthetic
+from tests.tools import compiling
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def command(*arguments):
-  environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   done = subprocess.run(
     [sys.executable, "-m", *map(str, arguments)],
     cwd=ROOT,
-    env={**environment, "JAX_PLATFORMS": "cpu"},
+    env={**environment, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiling.FLAGS},
     capture_output=True,
     text=True,
     timeout=400,

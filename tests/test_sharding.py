@@ -15,8 +15,6 @@ from rastp_jax.errors import InputError
 from rastp_jax.training import optimizer, step
 from tests.tools.tiny import make_config, make_data
 
-# The program is what is tested here, not its speed: compile it as cheaply as XLA can.
-CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ROWS = 24  # of a batch, and 3 of each of 8 devices: no weight has such a dimension, every activation has
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (2, 4, 1), "tensor": (2, 2, 2)}
 
@@ -49,7 +47,7 @@ def run_on():
       state = step.make_state(params, rule, 1, parts)
       state = jax.device_put(state, sharding.placements(state, mesh))
       placed = sharding.place_batch(batch, mesh, row_axis=1)
-      program = step.make_train_step(graph, rule, mesh).lower(state, placed).compile(CHEAP)
+      program = step.make_train_step(graph, rule, mesh).lower(state, placed).compile()
       losses = []
       for _ in range(2):
         state = program(state, placed)

@@ -19,6 +19,7 @@ from flax import nnx
 from rastp_jax import cli, files, hosts, loading, sharding
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.training import checkpoint, step, trainer
+from tests.tools import compiling
 from tests.tools.tiny import make_config, make_data
 
 cli.define_host_flags()
@@ -66,10 +67,9 @@ def start(
     devices: of each.
     arguments: further flags; a list [of process 0, of process 1, ...] of lists gives each its own.
   """
-  optimization = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
   environment = {
     **os.environ,
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {optimization}",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {compiling.FLAGS}",
     "JAX_PLATFORMS": "cpu",
     "NPROC": "16",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

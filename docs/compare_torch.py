@@ -1,0 +1,184 @@
+"""The published model in PyTorch and ours, timed in turns on one machine.
+
+    pip install torch
+    python -m docs.compare_torch --config=configs/beauty.py --output=docs/results/torch_cpu.json
+
+Both are of the paper's size (13.1 M parameters, widths of 256) and run in a process of their own, which rests while the
+other one's turn is timed; both keep freed memory. PyTorch's is `docs/published_in_torch.py`, checked against numbers of
+the published code before anything is timed, with Adam and its dropout as published, on full histories (padding costs it
+the same). Ours trains on the same padding, and with its length buckets on Beauty's real lengths under the published
+sampling; it answers all Beauty users, again in buckets. Beauty has to be prepared (`python -m rastp_jax.prepare`).
+"""
+
+import dataclasses
+import importlib.util
+import multiprocessing
+import os
+import pathlib
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from absl import flags
+
+from rastp_jax import cli, files, loading, sharding
+from rastp_jax.benchmarking.decoding_speed import DecodingSpeed
+from rastp_jax.benchmarking.training_speed import TrainingSpeed
+from rastp_jax.benchmarking.variants import PADDED_ITEMS, make_variants
+from rastp_jax.config import Config
+from rastp_jax.data.buckets import with_bucket_items
+from rastp_jax.errors import InputError
+
+_CONFIG = cli.define_config_flag()
+_OUTPUT = flags.DEFINE_string("output", "docs/results/torch_cpu.json", "JSON file for the figures.")
+_TURNS = flags.DEFINE_integer("turns", 7, "How often both are timed.", lower_bound=1)
+_GOLDEN = flags.DEFINE_string("golden", "tests/golden/small_trained.npz", "Numbers of the published code.")
+
+BATCH, USERS = 64, 32  # samples a step; users a batch of PyTorch's generation
+TRAINED = ("padded_dense", "padded_pruned", "bucketed_dense", "bucketed_pruned")
+# ratio -> (ours, PyTorch's)
+RATIOS = {
+  "padded_dense": ("padded_dense", "padded_dense"),
+  "padded_pruned": ("padded_pruned", "padded_pruned"),
+  "padded_dense_attention_dropout_off": ("padded_dense", "padded_dense_attention_dropout_off"),
+  "real_lengths_dense": ("bucketed_dense", "padded_dense"),
+  "real_lengths_pruned": ("bucketed_pruned", "padded_pruned"),
+  "generation_pruned": ("generation_pruned", "generation_pruned"),
+  "generation_pruned_constrained": ("generation_pruned_constrained", "generation_pruned"),
+}
+
+
+def ours(connection: Connection, config: Config, golden: str) -> None:
+  """Times our training and decoding at each word from `connection`; answers the last one with rates a second."""
+  del golden
+  histories, semantic_ids = loading.load_data(config)
+  config = with_bucket_items(config, histories)
+  mesh, variants = sharding.make_mesh(config.mesh), make_variants(config)
+  training = TrainingSpeed({name: variants[name] for name in TRAINED}, histories, semantic_ids, mesh, BATCH)
+  decoding = DecodingSpeed(config, histories, semantic_ids, mesh, ())
+  connection.send({})
+  while connection.recv() == "turn":
+    training.run(1)
+    decoding.run(1)
+    connection.send({})
+  rates = {name: figures["samples_per_second"] for name, figures in training.figures().items()}
+  tables = decoding.figures()["tables"]
+  rates["generation_pruned"] = tables["unconstrained"]["users_per_second"]
+  rates["generation_pruned_constrained"] = tables["constrained"]["users_per_second"]
+  connection.send(rates)
+
+
+def pytorch(connection: Connection, config: Config, golden: str) -> None:
+  """The same for the published model."""
+  import torch
+
+  from docs import published_in_torch
+
+  torch.set_num_threads(os.cpu_count() or 1)
+  torch.manual_seed(config.train.seed)
+  checks = {
+    f"difference from the published code, {'pruned' if pruned else 'dense'}": published_in_torch.largest_difference(
+      golden, pruned=pruned
+    )
+    for pruned in (False, True)
+  }
+  model = config.model
+  sizes = {
+    "d_model": model.d_model,
+    "num_heads": model.num_heads,
+    "d_kv": model.head_dim,
+    "d_ff": model.d_ff,
+    "num_layers": model.encoder_blocks,
+    "mlp_layers": model.mlp_hidden_layers,
+    "dropout": model.dropout,
+    "num_hierarchies": config.semantic_ids.levels + 1,
+    "num_embeddings_per_hierarchy": config.semantic_ids.width,
+    "relative_attention_num_buckets": model.relative_buckets,
+    "relative_attention_max_distance": model.relative_max_distance,
+    "layer_norm_eps": model.norm_eps,
+    "prune_layer_index": config.pruning.after_block[0],
+    "keep_ratio": config.pruning.keep_ratio[0],
+  }
+  make = lambda pruned: published_in_torch.PublishedModel(sizes, pruned=pruned)
+  codes = lambda *shape: torch.randint(0, config.semantic_ids.width, shape)
+  history, target = codes(BATCH, PADDED_ITEMS, sizes["num_hierarchies"]), codes(BATCH, sizes["num_hierarchies"])
+
+  def training(network) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-4)
+
+    def step():
+      optimizer.zero_grad()
+      network.loss(history, target).backward()
+      optimizer.step()
+
+    return step
+
+  square = torch.randn(2048, 2048)
+  plain = make(False)
+  for module in plain.modules():
+    if isinstance(module, published_in_torch.Attention):
+      module.dropout = 0.0
+  answering = {pruned: make(pruned).eval() for pruned in (False, True)}
+  work = {
+    "matmul_gflop": (2 * 2048**3 / 1e9, lambda: square @ square),  # a yardstick: what the cores can do
+    "padded_dense": (BATCH, training(make(False))),
+    "padded_pruned": (BATCH, training(make(True))),
+    "padded_dense_attention_dropout_off": (BATCH, training(plain)),
+    "generation_dense": (USERS, lambda: answering[False].generate(history[:USERS], config.eval.beam_width)),
+    "generation_pruned": (USERS, lambda: answering[True].generate(history[:USERS], config.eval.beam_width)),
+  }
+  seconds = {name: [] for name in work}
+  connection.send({"torch": torch.__version__, "parameters": sum(p.numel() for p in plain.parameters()), **checks})
+  while connection.recv() == "turn":
+    for name, (_, call) in work.items():
+      call()  # the caches belong to the other one
+      start = time.perf_counter()
+      call()
+      seconds[name].append(time.perf_counter() - start)
+    connection.send({})
+  connection.send({name: number / statistics.median(seconds[name]) for name, (number, _) in work.items()})
+
+
+def main() -> None:
+  if importlib.util.find_spec("torch") is None:
+    raise InputError("PyTorch is not installed: pip install torch.")
+  files.check_writable(_OUTPUT.value)
+  golden = str(pathlib.Path(_GOLDEN.value).resolve(strict=True))
+  config = cli.load_config(_CONFIG.value)
+  context = multiprocessing.get_context("spawn")
+  sides, about = {}, {}
+  for name, target in (("pytorch", pytorch), ("ours", ours)):
+    here, there = context.Pipe()
+    context.Process(target=target, args=(there, config, golden), daemon=True).start()
+    there.close()
+    about |= here.recv()
+    sides[name] = here
+  for turn in range(_TURNS.value):
+    for connection in sides.values():
+      connection.send("turn")
+      connection.recv()
+    print(f"turn {turn + 1} of {_TURNS.value}", flush=True)
+  rates = {}
+  for name, connection in sides.items():
+    connection.send("end")
+    rates[name] = connection.recv()
+  ratios = {name: round(rates["ours"][a] / rates["pytorch"][b], 3) for name, (a, b) in RATIOS.items()}
+  result = {
+    "command": shlex.join(["python", *sys.orig_argv[1:]]),
+    "cores": os.cpu_count(),
+    "turns": _TURNS.value,
+    **about,
+    "ours_over_pytorch": ratios,
+    "samples_or_users_per_second": rates,
+    "config": dataclasses.asdict(config),
+  }
+  files.write_json(_OUTPUT.value, result)
+  for name, (mine, theirs) in RATIOS.items():
+    print(f"{name:36} {rates['pytorch'][theirs]:8.1f} {rates['ours'][mine]:8.1f} {ratios[name]:6.2f}x")
+
+
+if __name__ == "__main__":
+  cli.run(main)
