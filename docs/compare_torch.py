@@ -39,15 +39,15 @@ _GOLDEN = flags.DEFINE_string("golden", "tests/golden/small_trained.npz", "Numbe
 
 BATCH, USERS = 64, 32  # samples a step; users a batch of PyTorch's generation
 TRAINED = ("padded_dense", "padded_pruned", "bucketed_dense", "bucketed_pruned")
-# ratio -> (ours, PyTorch's)
-RATIOS = {
-  "padded_dense": ("padded_dense", "padded_dense"),
-  "padded_pruned": ("padded_pruned", "padded_pruned"),
-  "padded_dense_attention_dropout_off": ("padded_dense", "padded_dense_attention_dropout_off"),
-  "real_lengths_dense": ("bucketed_dense", "padded_dense"),
-  "real_lengths_pruned": ("bucketed_pruned", "padded_pruned"),
-  "generation_pruned": ("generation_pruned", "generation_pruned"),
-  "generation_pruned_constrained": ("generation_pruned_constrained", "generation_pruned"),
+# what is compared -> (ours, PyTorch's)
+COMPARED = {
+  "training, padded, dense": ("padded_dense", "padded_dense"),
+  "training, padded, dense, both without dropout on attention": ("padded_dense", "padded_dense_attention_dropout_off"),
+  "training, padded, pruned": ("padded_pruned", "padded_pruned"),
+  "training, dense, ours on real lengths": ("bucketed_dense", "padded_dense"),
+  "training, pruned, ours on real lengths": ("bucketed_pruned", "padded_pruned"),
+  "generation, pruned, ours on real lengths": ("generation_pruned", "generation_pruned"),
+  "generation, pruned, ours on real lengths and only items": ("generation_pruned_constrained", "generation_pruned"),
 }
 
 
@@ -152,32 +152,37 @@ def main() -> None:
   sides, about = {}, {}
   for name, target in (("pytorch", pytorch), ("ours", ours)):
     here, there = context.Pipe()
-    context.Process(target=target, args=(there, config, golden), daemon=True).start()
+    process = context.Process(target=target, args=(there, config, golden), daemon=True)
+    process.start()
     there.close()
     about |= here.recv()
-    sides[name] = here
+    sides[name] = here, process
   for turn in range(_TURNS.value):
-    for connection in sides.values():
+    for connection, _ in sides.values():
       connection.send("turn")
       connection.recv()
     print(f"turn {turn + 1} of {_TURNS.value}", flush=True)
   rates = {}
-  for name, connection in sides.items():
+  for name, (connection, process) in sides.items():
     connection.send("end")
     rates[name] = connection.recv()
-  ratios = {name: round(rates["ours"][a] / rates["pytorch"][b], 3) for name, (a, b) in RATIOS.items()}
+    process.join()
+  compared = {
+    name: {"pytorch": rates["pytorch"][b], "ours": rates["ours"][a], "ratio": rates["ours"][a] / rates["pytorch"][b]}
+    for name, (a, b) in COMPARED.items()
+  }
   result = {
     "command": shlex.join(["python", *sys.orig_argv[1:]]),
     "cores": os.cpu_count(),
     "turns": _TURNS.value,
     **about,
-    "ours_over_pytorch": ratios,
+    "compared": compared,
     "samples_or_users_per_second": rates,
     "config": dataclasses.asdict(config),
   }
   files.write_json(_OUTPUT.value, result)
-  for name, (mine, theirs) in RATIOS.items():
-    print(f"{name:36} {rates['pytorch'][theirs]:8.1f} {rates['ours'][mine]:8.1f} {ratios[name]:6.2f}x")
+  for name, figures in compared.items():
+    print(f"{name:60} {figures['pytorch']:8.1f} {figures['ours']:8.1f} {figures['ratio']:6.2f}x")
 
 
 if __name__ == "__main__":

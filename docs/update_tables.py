@@ -142,6 +142,15 @@ def levers() -> str:
   return table([["", "step time"], *([name, f"{value:.2f}"] for name, value in times.items())])
 
 
+def pytorch() -> str:
+  """Samples and users a second of the published model in PyTorch and of ours, and their ratio."""
+  run = json.loads((DOCS / "results" / "torch_cpu.json").read_text())
+  rows = [["samples or users a second", "PyTorch", "ours", "ratio"]]
+  for name, figures in run["compared"].items():
+    rows.append([name, f"{figures['pytorch']:.1f}", f"{figures['ours']:.1f}", f"{figures['ratio']:.2f}"])
+  return table(rows)
+
+
 TABLES = {
   make.__name__: make
   for make in (
@@ -155,6 +164,7 @@ TABLES = {
     code_sets,
     code_sets_trained,
     levers,
+    pytorch,
   )
 }
 
