@@ -4,5 +4,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 echo "== Checking style"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-echo "== Running the tests (seven to ten minutes on 2 cores)"
+echo "== Running the tests (about seven minutes on 2 cores)"
 exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"
