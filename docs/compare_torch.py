@@ -30,7 +30,9 @@ from rastp_jax.benchmarking.training_speed import TrainingSpeed
 from rastp_jax.benchmarking.variants import PADDED_ITEMS, make_variants
 from rastp_jax.config import Config
 from rastp_jax.data.buckets import with_bucket_items
+from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
+from rastp_jax.semantic_ids.codes import SemanticIds
 
 _CONFIG = cli.define_config_flag()
 _OUTPUT = flags.DEFINE_string("output", "docs/results/torch_cpu.json", "JSON file for the figures.")
@@ -51,10 +53,8 @@ COMPARED = {
 }
 
 
-def ours(connection: Connection, config: Config, golden: str) -> None:
+def ours(connection: Connection, config: Config, histories: Histories, semantic_ids: SemanticIds) -> None:
   """Times our training and decoding at each word from `connection`; answers the last one with rates a second."""
-  del golden
-  histories, semantic_ids = loading.load_data(config)
   config = with_bucket_items(config, histories)
   mesh, variants = sharding.make_mesh(config.mesh), make_variants(config)
   training = TrainingSpeed({name: variants[name] for name in TRAINED}, histories, semantic_ids, mesh, BATCH)
@@ -146,17 +146,19 @@ def main() -> None:
   if importlib.util.find_spec("torch") is None:
     raise InputError("PyTorch is not installed: pip install torch.")
   files.check_writable(_OUTPUT.value)
-  golden = str(pathlib.Path(_GOLDEN.value).resolve(strict=True))
+  if not pathlib.Path(_GOLDEN.value).is_file():
+    raise InputError(f"There is no file {_GOLDEN.value}: start this where the project's tests/ lies, or give --golden.")
   config = cli.load_config(_CONFIG.value)
+  work = {pytorch: (config, _GOLDEN.value), ours: (config, *loading.load_data(config))}
   context = multiprocessing.get_context("spawn")
   sides, about = {}, {}
-  for name, target in (("pytorch", pytorch), ("ours", ours)):
+  for target, arguments in work.items():
     here, there = context.Pipe()
-    process = context.Process(target=target, args=(there, config, golden), daemon=True)
+    process = context.Process(target=target, args=(there, *arguments), daemon=True)
     process.start()
     there.close()
     about |= here.recv()
-    sides[name] = here, process
+    sides[target.__name__] = here, process
   for turn in range(_TURNS.value):
     for connection, _ in sides.values():
       connection.send("turn")

@@ -19,7 +19,7 @@ SEEDS = (999, 1024, 2025)
 MODELS = ("dense", "pruned")
 DATASETS = ("beauty", "sports", "toys")
 
-# Six runs, three of them dense, well within two hours on 2 slow cores (1,200 samples/s pruned, 950 dense).
+# Six runs, three of them dense, within two hours on 2 slow cores (docs/results/paper_table_cpu.json).
 CPU_LENGTH = "4 epochs"
 
 
