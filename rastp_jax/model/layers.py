@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rastp_jax.config import ModelConfig
+from rastp_jax.model import products
 
 
 class Dropout:
@@ -47,6 +48,14 @@ def _mix(word):
   return word ^ (word >> 16)
 
 
+class Linear(nnx.Linear):
+  """Flax's layer, with the product and the gradients of `products`."""
+
+  def __call__(self, x: Float[Array, "... A"]) -> Float[Array, "... B"]:
+    y = products.matmul(x.astype(self.dtype), self.kernel[...])
+    return y if self.bias is None else products.add_to_each(y, self.bias[...])
+
+
 def linear(config: ModelConfig, fan_in: int, fan_out: int, *, std: float, bias: bool = False, rngs: nnx.Rngs):
   """A dense layer; `std` is its T5 initialisation, which `init="reference"` replaces by PyTorch's uniform one."""
   if config.init == "reference":
@@ -54,7 +63,7 @@ def linear(config: ModelConfig, fan_in: int, fan_out: int, *, std: float, bias: 
     kernel_init = bias_init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
   else:
     kernel_init, bias_init = nnx.initializers.normal(std), nnx.initializers.zeros
-  return nnx.Linear(
+  return Linear(
     fan_in,
     fan_out,
     use_bias=bias,
@@ -132,23 +141,19 @@ class Attention(nnx.Module):
     drop: Dropout,
   ) -> Float[Array, "B T D"]:
     keys, values = keys_values
-    if self.dropout:
-      probabilities = drop(self.probabilities(query, keys, mask, bias), self.dropout)
-      return self.mix(probabilities, values)
-    q_BTHK = self.heads(self.q(query))
-    bias = None if bias is None else bias.astype(q_BTHK.dtype)
-    out_BTHK = jax.nn.dot_product_attention(q_BTHK, keys, values, bias=bias, mask=mask, scale=1.0)
-    return self.o(out_BTHK.reshape(*query.shape[:-1], -1))
+    return self.mix(drop(self.probabilities(query, keys, mask, bias), self.dropout), values)
 
   def probabilities(self, query, keys, mask, bias) -> Float[Array, "B H T S"]:
-    """Attention probabilities, float32, for the blocks that need them spelled out."""
-    logits = jnp.einsum("BTHK,BSHK->BHTS", self.heads(self.q(query)), keys, preferred_element_type=jnp.float32)
+    """Attention probabilities, float32."""
+    queries_BHTK = products.swap_in_memory(self.heads(self.q(query)), 1, 2)
+    logits = products.matmul_transposed(queries_BHTK, products.swap_in_memory(keys, 1, 2))
     if bias is not None:
-      logits += bias
+      logits = products.add_to_each(logits, bias)
     return jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis=-1)
 
   def mix(self, probabilities: Float[Array, "B H T S"], values: Float[Array, "B S H K"]) -> Float[Array, "B T D"]:
-    out_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probabilities.astype(values.dtype), values)
+    out_BHTK = products.matmul(probabilities.astype(values.dtype), products.swap_in_memory(values, 1, 2))
+    out_BTHK = jnp.swapaxes(out_BHTK, 1, 2)
     return self.o(out_BTHK.reshape(*out_BTHK.shape[:2], -1))
 
 

@@ -1,0 +1,62 @@
+"""Products with gradients of their own: they compute what JAX's do, in either dtype and for every shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rastp_jax.model import products
+
+# a, b of a @ b; b may be one matrix for all leading axes; sizes of one are where XLA rewrites products
+MATMUL = [
+  ((6, 5), (5, 4)),
+  ((2, 6, 5), (5, 4)),
+  ((2, 6, 4), (4, 9)),
+  ((2, 3, 6, 5), (2, 3, 5, 4)),
+  ((2, 3, 6, 4), (2, 3, 4, 9)),
+  ((1, 3, 6, 5), (1, 3, 5, 1)),
+  ((2, 1, 1, 5), (2, 1, 5, 4)),
+  ((2, 3, 6, 1), (2, 3, 1, 4)),
+  ((1, 1, 5), (5, 4)),
+  ((8, 1), (1, 4)),
+  ((8, 5), (5, 1)),
+  ((1, 1), (1, 1)),
+]
+ADDED = [((2, 3, 4), (4,)), ((2, 3, 4), (3, 4)), ((2, 3, 4), (1, 3, 4)), ((2, 3, 4), (2, 3, 4)), ((1, 1), (1,))]
+
+CASES = [
+  *((products.matmul, jnp.matmul, a, b) for a, b in MATMUL),
+  *(
+    (products.matmul_transposed, lambda a, b: a @ jnp.swapaxes(b, -1, -2), a, (*b[:-2], b[-1], b[-2]))
+    for a, b in MATMUL
+    if len(a) == len(b)
+  ),
+  *((products.add_to_each, lambda x, y: x + jnp.broadcast_to(y, x.shape), x, y) for x, y in ADDED),
+]
+
+
+def result_and_gradients(function, a, b, weight):
+  value, backward = jax.vjp(function, a, b)
+  return value, *backward(weight.astype(value.dtype))
+
+
+@pytest.mark.parametrize(("ours", "theirs", "a_shape", "b_shape"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_values_and_gradients_are_those_of_jax(ours, theirs, a_shape, b_shape):
+  draw = np.random.default_rng(0).standard_normal
+  a, b = (jnp.asarray(draw(shape), jnp.float32) for shape in (a_shape, b_shape))
+  weight = jnp.asarray(draw(jax.eval_shape(theirs, a, b).shape), jnp.float32)
+  expected = result_and_gradients(theirs, a, b, weight)
+  for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 0.05)):
+    seen = jax.jit(result_and_gradients, static_argnums=0)(ours, a.astype(dtype), b, weight)
+    assert seen[0].dtype == (jnp.float32 if ours is products.matmul_transposed else dtype)
+    assert (seen[1].dtype, seen[2].dtype) == (dtype, jnp.float32), "a parameter's gradient keeps its float32"
+    for got, want in zip(seen, expected, strict=True):
+      np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=tolerance, atol=tolerance * max(a_shape + b_shape))
+
+
+def test_sums_are_float32():
+  """4,096 times 1 + 2^-7: sums in bfloat16 would be stuck long before."""
+  a, b = jnp.full((1, 4096), 1 + 2**-7, jnp.bfloat16), jnp.ones((4096, 1))
+  assert products.matmul_transposed(a, b.T)[0, 0] == 4096 + 32
+  gradient = jax.grad(lambda shared: jnp.sum(products.add_to_each(jnp.zeros((4096, 1), jnp.bfloat16), shared)))
+  assert gradient(jnp.zeros((1,)))[0] == 4096
