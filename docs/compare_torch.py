@@ -4,10 +4,11 @@
     python -m docs.compare_torch --config=configs/beauty.py --output=docs/results/torch_cpu.json
 
 Both are of the paper's size (13.1 M parameters, widths of 256) and run in a process of their own, which rests while the
-other one's turn is timed; both keep freed memory. PyTorch's is `docs/published_in_torch.py`, checked against numbers of
-the published code before anything is timed, with Adam and its dropout as published, on full histories (padding costs it
-the same). Ours trains on the same padding, and with its length buckets on Beauty's real lengths under the published
-sampling; it answers all Beauty users, again in buckets. Beauty has to be prepared (`python -m rastp_jax.prepare`).
+other one's turn is timed; both keep freed memory. Both are timed in float32, as published, and with matrix products in
+bfloat16 (PyTorch: autocast). PyTorch's is `docs/published_in_torch.py`, checked against numbers of the published code
+before anything is timed, with Adam and its dropout as published, on full histories (padding costs it the same). Ours
+trains on the same padding, and with its length buckets on Beauty's real lengths under the published sampling; it
+answers all Beauty users, again in buckets. Beauty has to be prepared (`python -m rastp_jax.prepare`).
 """
 
 import dataclasses
@@ -39,6 +40,7 @@ _OUTPUT = flags.DEFINE_string("output", "docs/results/torch_cpu.json", "JSON fil
 _TURNS = flags.DEFINE_integer("turns", 7, "How often both are timed.", lower_bound=1)
 _GOLDEN = flags.DEFINE_string("golden", "tests/golden/small_trained.npz", "Numbers of the published code.")
 
+DTYPES = ("float32", "bfloat16")
 BATCH, USERS = 64, 32  # samples a step; users a batch of PyTorch's generation
 TRAINED = ("padded_dense", "padded_pruned", "bucketed_dense", "bucketed_pruned")
 # what is compared -> (ours, PyTorch's)
@@ -56,18 +58,26 @@ COMPARED = {
 def ours(connection: Connection, config: Config, histories: Histories, semantic_ids: SemanticIds) -> None:
   """Times our training and decoding at each word from `connection`; answers the last one with rates a second."""
   config = with_bucket_items(config, histories)
-  mesh, variants = sharding.make_mesh(config.mesh), make_variants(config)
-  training = TrainingSpeed({name: variants[name] for name in TRAINED}, histories, semantic_ids, mesh, BATCH)
-  decoding = DecodingSpeed(config, histories, semantic_ids, mesh, ())
+  mesh, speeds = sharding.make_mesh(config.mesh), {}
+  for dtype in DTYPES:
+    model = dataclasses.replace(config.model, dtype=dtype)
+    variants = make_variants(dataclasses.replace(config, model=model))
+    speeds[dtype] = (
+      TrainingSpeed({name: variants[name] for name in TRAINED}, histories, semantic_ids, mesh, BATCH),
+      DecodingSpeed(dataclasses.replace(config, model=model), histories, semantic_ids, mesh, ()),
+    )
   connection.send({})
   while connection.recv() == "turn":
-    training.run(1)
-    decoding.run(1)
+    for training, decoding in speeds.values():
+      training.run(1)
+      decoding.run(1)
     connection.send({})
-  rates = {name: figures["samples_per_second"] for name, figures in training.figures().items()}
-  tables = decoding.figures()["tables"]
-  rates["generation_pruned"] = tables["unconstrained"]["users_per_second"]
-  rates["generation_pruned_constrained"] = tables["constrained"]["users_per_second"]
+  rates = {}
+  for dtype, (training, decoding) in speeds.items():
+    tables = decoding.figures()["tables"]
+    rates[dtype] = {name: figures["samples_per_second"] for name, figures in training.figures().items()}
+    rates[dtype]["generation_pruned"] = tables["unconstrained"]["users_per_second"]
+    rates[dtype]["generation_pruned_constrained"] = tables["constrained"]["users_per_second"]
   connection.send(rates)
 
 
@@ -109,37 +119,51 @@ def pytorch(connection: Connection, config: Config, golden: str) -> None:
   def training(network) -> Callable[[], None]:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-4)
 
-    def step():
+    def step(cast):
       optimizer.zero_grad()
-      network.loss(history, target).backward()
+      with cast:
+        loss = network.loss(history, target)
+      loss.backward()
       optimizer.step()
 
     return step
 
-  square = torch.randn(2048, 2048)
+  answering = make(True).eval()
+
+  def generating(cast):
+    with cast:
+      answering.generate(history[:USERS], config.eval.beam_width)
+
   plain = make(False)
   for module in plain.modules():
     if isinstance(module, published_in_torch.Attention):
       module.dropout = 0.0
-  answering = {pruned: make(pruned).eval() for pruned in (False, True)}
   work = {
-    "matmul_gflop": (2 * 2048**3 / 1e9, lambda: square @ square),  # a yardstick: what the cores can do
     "padded_dense": (BATCH, training(make(False))),
     "padded_pruned": (BATCH, training(make(True))),
     "padded_dense_attention_dropout_off": (BATCH, training(plain)),
-    "generation_dense": (USERS, lambda: answering[False].generate(history[:USERS], config.eval.beam_width)),
-    "generation_pruned": (USERS, lambda: answering[True].generate(history[:USERS], config.eval.beam_width)),
+    "generation_pruned": (USERS, generating),
   }
-  seconds = {name: [] for name in work}
+  square = {dtype: torch.randn(2048, 2048, dtype=getattr(torch, dtype)) for dtype in DTYPES}  # what the cores can do
+  calls = {(dtype, name): (number, call) for dtype in DTYPES for name, (number, call) in work.items()}
+  calls |= {
+    (dtype, "matmul_gflop"): (2 * 2048**3 / 1e9, lambda _, matrix=matrix: matrix @ matrix)
+    for dtype, matrix in square.items()
+  }
+  seconds = {key: [] for key in calls}
   connection.send({"torch": torch.__version__, "parameters": sum(p.numel() for p in plain.parameters()), **checks})
   while connection.recv() == "turn":
-    for name, (_, call) in work.items():
-      call()  # the caches belong to the other one
+    for (dtype, name), (_, call) in calls.items():
+      cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+      call(cast)  # the caches belong to the other one
       start = time.perf_counter()
-      call()
-      seconds[name].append(time.perf_counter() - start)
+      call(cast)
+      seconds[dtype, name].append(time.perf_counter() - start)
     connection.send({})
-  connection.send({name: number / statistics.median(seconds[name]) for name, (number, _) in work.items()})
+  rates = {dtype: {} for dtype in DTYPES}
+  for (dtype, name), (number, _) in calls.items():
+    rates[dtype][name] = number / statistics.median(seconds[dtype, name])
+  connection.send(rates)
 
 
 def main() -> None:
@@ -170,8 +194,12 @@ def main() -> None:
     rates[name] = connection.recv()
     process.join()
   compared = {
-    name: {"pytorch": rates["pytorch"][b], "ours": rates["ours"][a], "ratio": rates["ours"][a] / rates["pytorch"][b]}
-    for name, (a, b) in COMPARED.items()
+    name: {
+      f"{side} {dtype}": rates[side][dtype][key]
+      for side, key in (("pytorch", theirs), ("ours", own))
+      for dtype in DTYPES
+    }
+    for name, (own, theirs) in COMPARED.items()
   }
   result = {
     "command": shlex.join(["python", *sys.orig_argv[1:]]),
@@ -184,7 +212,7 @@ def main() -> None:
   }
   files.write_json(_OUTPUT.value, result)
   for name, figures in compared.items():
-    print(f"{name:60} {figures['pytorch']:8.1f} {figures['ours']:8.1f} {figures['ratio']:6.2f}x")
+    print(f"{name:60}", "  ".join(f"{side} {rate:.1f}" for side, rate in figures.items()))
 
 
 if __name__ == "__main__":

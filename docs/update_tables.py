@@ -65,39 +65,48 @@ def paper_table_cpu() -> str:
   return table(json.loads((DOCS / "results" / "paper_table_cpu.json").read_text())["rows"])
 
 
+def speed_runs() -> dict[str, dict]:
+  """The benchmark's run in either compute dtype."""
+  files = {"float32": "speed_cpu.json", "bfloat16": "speed_cpu_bfloat16.json"}
+  return {dtype: json.loads((DOCS / "results" / file).read_text()) for dtype, file in files.items()}
+
+
 def speed_training() -> str:
   """The benchmark's ways to train one model on the same samples."""
-  run = json.loads((DOCS / "results" / "speed_cpu.json").read_text())
-  rows = [["", "samples/s", "ratio", "padding", "MFLOP a sample", "peak memory", "compile"]]
-  first = run["training"]["padded_dense"]["samples_per_second"]
-  for name, figures in run["training"].items():
-    rows.append(
-      [
-        name.replace("_", ", "),
-        f"{figures['samples_per_second']:,.1f}",
-        f"{figures['samples_per_second'] / first:.2f}",
-        f"{figures['padding_share']:.0%}",
-        f"{figures['flops_a_sample'] / 1e6:,.0f}",
-        f"{figures['peak_bytes'] / 1e6:,.0f} MB",
-        f"{figures['compile_seconds']:.0f} s",
-      ]
-    )
+  rows = [["", "", "samples/s", "ratio", "padding", "MFLOP a sample", "peak memory", "compile"]]
+  for dtype, run in speed_runs().items():
+    first = run["training"]["padded_dense"]["samples_per_second"]
+    for name, figures in run["training"].items():
+      rows.append(
+        [
+          dtype,
+          name.replace("_", ", "),
+          f"{figures['samples_per_second']:,.1f}",
+          f"{figures['samples_per_second'] / first:.2f}",
+          f"{figures['padding_share']:.0%}",
+          f"{figures['flops_a_sample'] / 1e6:,.0f}",
+          f"{figures['peak_bytes'] / 1e6:,.0f} MB",
+          f"{figures['compile_seconds']:.0f} s",
+        ]
+      )
   return table(rows)
 
 
 def speed_ratios() -> str:
-  """Every ratio of the benchmark's run."""
-  run = json.loads((DOCS / "results" / "speed_cpu.json").read_text())
-  return table([["ratio", "measured"], *([f"`{name}`", f"{value:.3g}"] for name, value in run["ratios"].items())])
+  """Every ratio of the benchmark's runs."""
+  runs = speed_runs()
+  names = next(iter(runs.values()))["ratios"]
+  rows = [[f"`{name}`", *(f"{run['ratios'][name]:.3g}" for run in runs.values())] for name in names]
+  return table([["ratio", *runs], *rows])
 
 
 def speed_decoding() -> str:
   """Users decoded a second, by what constrains them."""
-  run = json.loads((DOCS / "results" / "speed_cpu.json").read_text())
-  rows = [["", "users/s", "children a prefix has at most, by level"]]
-  for name, figures in run["decoding"]["tables"].items():
+  tables = {dtype: run["decoding"]["tables"] for dtype, run in speed_runs().items()}
+  rows = [["", *(f"users/s, {dtype}" for dtype in tables), "children a prefix has at most, by level"]]
+  for name, figures in next(iter(tables.values())).items():
     branches = ", ".join(map(str, figures["branches"])) if figures["branches"] else ""
-    rows.append([name, f"{figures['users_per_second']:,.0f}", branches])
+    rows.append([name, *(f"{found[name]['users_per_second']:,.0f}" for found in tables.values()), branches])
   return table(rows)
 
 
@@ -143,11 +152,15 @@ def levers() -> str:
 
 
 def pytorch() -> str:
-  """Samples and users a second of the published model in PyTorch and of ours, and their ratio."""
+  """Samples and users a second of the published model in PyTorch and of ours, and their ratios."""
   run = json.loads((DOCS / "results" / "torch_cpu.json").read_text())
-  rows = [["samples or users a second", "PyTorch", "ours", "ratio"]]
+  sides = ["pytorch float32", "pytorch bfloat16", "ours float32", "ours bfloat16"]
+  ratios = [("ours float32", "pytorch float32"), ("ours bfloat16", "pytorch bfloat16"), (sides[3], sides[0])]
+  rows = [["samples or users a second", *(side.replace("pytorch", "PyTorch") for side in sides)]]
+  rows[0] += ["ours / PyTorch float32", "both bfloat16", "ours bfloat16, PyTorch float32"]
   for name, figures in run["compared"].items():
-    rows.append([name, f"{figures['pytorch']:.1f}", f"{figures['ours']:.1f}", f"{figures['ratio']:.2f}"])
+    rates = [f"{figures[side]:.1f}" for side in sides]
+    rows.append([name, *rates, *(f"{figures[ours] / figures[theirs]:.2f}" for ours, theirs in ratios)])
   return table(rows)
 
 
