@@ -1,9 +1,9 @@
 """Matrix products, added up in float32, whose gradients have the forms that multiply fastest on a CPU too.
 
-Accelerators multiply every form alike. On a CPU, XLA hands a product to its fast kernels only where the contracted axis
-of the left operand is the last one, in memory too. It multiplies bfloat16 operands as such, several times as fast as
-float32 ones on cores that can, only where the result is asked for in float32 as well. Everything else is done in
-float32, and JAX's own gradients are of other forms. docs/performance.md has the figures.
+On a CPU, XLA hands a product to its fast kernels only where the contracted axis of the left operand is the last one, in
+memory too. It multiplies bfloat16 operands as such, several times as fast as float32 ones on cores that can, only where
+the result is asked for in float32 as well. Everything else is done in float32, and JAX's own gradients are of other
+forms. docs/performance.md has the figures. Accelerators have no such rules; what this costs there is not measured yet.
 
 Shapes: "..." leading axes that both operands share; M, K, N the sizes of a product.
 """
