@@ -126,14 +126,27 @@ def test_adam_l2_matches_the_published_step():
     np.testing.assert_allclose(got[name], golden[f"prune/adam1/{name}"], rtol=1e-5, atol=1e-7)
 
 
-def test_clipping_bounds_the_gradient():
+@pytest.mark.parametrize("given", [{}, {"norm": 5.0}])
+def test_clipping_bounds_the_gradient(given):
   train = make_config(train__optimizer="adam_l2", train__weight_decay=0.0, train__clip_norm=0.5).train
   rule = optimizer.make_optimizer(train, None)
   params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
-  _, state = rule.update({"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([0.0, 4.0])}, rule.init(params), params)
+  gradient = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([0.0, 4.0])}
+  _, state = rule.update(gradient, rule.init(params), params, **given)
   first_moment = optax.tree.get(state, "mu")
   np.testing.assert_allclose(first_moment["a"], [0.03, 0.0], rtol=1e-5)  # 0.1 * 3 * 0.5 / 5
   np.testing.assert_allclose(first_moment["b"], [0.0, 0.04], rtol=1e-5)
+
+
+def test_clipping_takes_the_norm_of_an_averaged_gradient():
+  train = make_config(train__weight_decay=0.0, train__clip_norm=0.5, train__accumulate=2).train
+  rule = optimizer.make_optimizer(train, None)
+  params = {"a": jnp.zeros(2)}
+  state = rule.init(params)
+  for gradient in ([3.0, 8.0], [3.0, 0.0]):  # their average is (3, 4)
+    norm = optax.tree.norm(jnp.asarray(gradient))
+    _, state = rule.update({"a": jnp.asarray(gradient)}, state, params, norm=norm)
+  np.testing.assert_allclose(optax.tree.get(state, "mu")["a"], [0.03, 0.04], rtol=1e-5)  # 0.1 * (3, 4) * 0.5 / 5
 
 
 def test_decay_spares_all_but_matrices():

@@ -43,8 +43,10 @@ def make_schedule(train: TrainConfig, total_updates: int | None, warmup_updates:
 
 def make_optimizer(
   train: TrainConfig, total_updates: int | None, warmup_updates: int = 0
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Builds the gradient transformation: accumulate, clip, then one of three rules.
+
+  Its `update` may be given the gradient's global norm as `norm`, so that clipping need not take it again.
 
   - "adamw": decay decoupled from the gradient (Loshchilov & Hutter 2019) and scaled by the learning rate, on weight
     matrices only (`decay_mask`).
@@ -76,10 +78,21 @@ def make_optimizer(
   else:
     rule = optax.adam(schedule, eps=1e-8)
   if train.clip_norm:
-    rule = optax.chain(optax.clip_by_global_norm(train.clip_norm), rule)
+    rule = optax.chain(_clip_by_global_norm(train.clip_norm), rule)
   if train.accumulate > 1:
-    rule = optax.MultiSteps(rule, train.accumulate).gradient_transformation()
-  return rule
+    steps = optax.MultiSteps(rule, train.accumulate)
+    rule = optax.GradientTransformation(steps.init, steps.update)  # takes no norm: a step's is not the average's
+  return optax.with_extra_args_support(rule)
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+  """`optax.clip_by_global_norm` with two passes over the gradient less: the norm can be given, and scaling fuses."""
+
+  def update(gradient, state, params=None, *, norm=None, **_):
+    scale = jnp.minimum(1.0, limit / (optax.tree.norm(gradient) if norm is None else norm))
+    return jax.tree.map(lambda x: x * scale, gradient), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def decay_mask(params):

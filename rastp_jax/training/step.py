@@ -63,7 +63,7 @@ def zero_sums(loss_parts: list[str]) -> dict[str, jax.Array]:
 
 
 def make_train_step(
-  graph: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: Mesh
+  graph: nnx.GraphDef, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
   """The compiled program: (state, stacked batches (steps, rows, ...)) -> state after so many steps.
 
@@ -86,7 +86,7 @@ def make_train_step(
     counted = {name: state.sums[name] for name in seen}
 
     def update():
-      change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+      change, opt_state = optimizer.update(gradient, state.opt_state, state.params, norm=norm)
       return optax.apply_updates(state.params, change), opt_state, {name: counted[name] + seen[name] for name in seen}
 
     # A branch, not a choice between two results: that would cost another pass over parameters and moments.
