@@ -2,16 +2,18 @@
 
     python -m docs.measure_levers --config=configs/beauty.py:cpu --output=docs/results/levers.json
 
-Each lever is undone (or tried) in a process of its own, because most of them are settled when a process starts; the
-processes take turns with the program as shipped, and a lever's figure is the median over turns of its step time over
-that of the shipped program in the same turn. The step is the benchmark's padded, pruned one: 96 samples of 30 items.
-Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu --raw_dir=DIR`).
+Each lever is undone (or tried) in a process of its own, because most of them are settled when a process starts. All
+processes stay, and rest while another one's step is timed; a lever's figure is the median over turns of its step time
+over that of the shipped program in the same turn. The shipped program takes part twice: how far the second one is from
+1 says what the machine's noise is. The step is the benchmark's padded, pruned one: 96 samples of 30 items. Needs about
+1 GB for each process. Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu
+--raw_dir=DIR`).
 """
 
 import ctypes
 import importlib
-import json
 import os
+import random
 import shlex
 import statistics
 import subprocess
@@ -21,6 +23,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import flags
 
 if any(argument.endswith("glibc keeps freed memory") for argument in sys.argv):  # settled while cli is imported
@@ -32,21 +35,23 @@ from rastp_jax.benchmarking.training_speed import TrainingSpeed
 from rastp_jax.benchmarking.variants import make_variants
 from rastp_jax.data.buckets import with_bucket_items
 from rastp_jax.model import layers, products
+from rastp_jax.training import optimizer
 
 _CONFIG = cli.define_config_flag()
 _OUTPUT = flags.DEFINE_string("output", "docs/results/levers.json", "JSON file for the figures.")
-_TURNS = flags.DEFINE_integer("turns", 3, "How often each lever is measured.")
-_REPEATS = flags.DEFINE_integer("repeats", 9, "Steps timed in a turn, of which the median counts.")
+_TURNS = flags.DEFINE_integer("turns", 31, "How often each lever is measured.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 96, "Samples a step.")
-_MEASURE = flags.DEFINE_string("measure", None, "Measure this one and print its seconds a step; what the turns call.")
+_MEASURE = flags.DEFINE_string("measure", None, "Measure this one, a step for each line read; what the turns start.")
 
 SHIPPED = "as shipped"
 # name -> (XLA_FLAGS, settings of the config)
 LEVERS: Mapping[str, tuple[str, Sequence[str]]] = {
   SHIPPED: ("", ()),
+  "as shipped, once more": ("", ()),
   "undone: glibc keeps freed memory": ("", ()),
   "undone: one device a core (one device, threads inside)": ("--xla_force_host_platform_device_count=1", ()),
   "undone: products of model/products.py (JAX's own gradients)": ("", ()),
+  "undone: clipping fused, its norm at hand (optax.clip_by_global_norm)": ("", ()),
   "undone: dropout masks by hashing (jax.random.bernoulli)": ("", ()),
   "undone: dropout at all": ("", ("model.dropout=0.0", "model.mlp_dropout=0.0")),
   "undone: no separator tokens": ("", ("model.separator=True",)),
@@ -60,19 +65,24 @@ LEVERS: Mapping[str, tuple[str, Sequence[str]]] = {
 
 
 def measure() -> None:
-  """Prints the median seconds of a step."""
+  """Compiles, then takes a step for each line of standard input and prints its seconds, the first one unasked."""
   config = cli.load_config(_CONFIG.value)
   histories, semantic_ids = loading.load_data(config)
   config = with_bucket_items(config, histories)
   variant = {"step": make_variants(config)["padded_pruned"]}
   speed = TrainingSpeed(variant, histories, semantic_ids, sharding.make_mesh(config.mesh), _BATCH.value)
-  speed.run(_REPEATS.value)
-  (shape,) = speed.figures()["step"]["shapes"]
-  print(json.dumps(statistics.median(shape["seconds"])))
+  while True:
+    speed.run(1)
+    (shape,) = speed.figures()["step"]["shapes"]
+    print(shape["seconds"][-1], flush=True)
+    if not sys.stdin.readline():
+      return
 
 
 def undo(name: str) -> None:
   """Takes back what is settled by our own code."""
+  if "clipping fused" in name:
+    optimizer._clip_by_global_norm = optax.clip_by_global_norm
   if "dropout masks by hashing" in name:
     layers.Dropout.__call__ = _bernoulli
   if "JAX's own gradients" in name:
@@ -89,31 +99,43 @@ def _bernoulli(dropout, x, rate):
   return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0)
 
 
+def start(name: str) -> subprocess.Popen | None:
+  """The process that measures a lever, when it has compiled; None if it cannot here (its stderr says why)."""
+  xla_flags, settings = LEVERS[name]
+  command = [sys.executable, "-m", "docs.measure_levers", f"--measure={name}", f"--batch_size={_BATCH.value}"]
+  command += [a for a in sys.argv[1:] if a.startswith("--config")]
+  command += [f"--config.{setting}" for setting in settings]
+  environment = {**os.environ, "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), xla_flags]).strip()}
+  process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  ready = bool(process.stdout.readline())
+  print(f"{name}: {'ready' if ready else 'does not run here'}", flush=True)
+  return process if ready else None
+
+
 def take_turns() -> None:
-  seconds = {name: [] for name in LEVERS}
+  processes = {name: process for name in LEVERS if (process := start(name))}
+  seconds = {name: [] for name in processes}
   for turn in range(_TURNS.value):
-    for name, (xla_flags, settings) in LEVERS.items():
-      command = [sys.executable, "-m", "docs.measure_levers", f"--measure={name}", f"--batch_size={_BATCH.value}"]
-      command += [f"--repeats={_REPEATS.value}", *(a for a in sys.argv[1:] if a.startswith("--config"))]
-      command += [f"--config.{setting}" for setting in settings]
-      environment = {**os.environ, "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), xla_flags]).strip()}
-      done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-      if done.returncode:
-        print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
-        continue
-      seconds[name].append(float(done.stdout.splitlines()[-1]))
-      print(f"turn {turn + 1}, {name}: {seconds[name][-1]:.3f} s a step", flush=True)
-  times = {
-    name: [a / b for a, b in zip(found, seconds[SHIPPED], strict=True)] for name, found in seconds.items() if found
+    for name in random.sample(list(processes), len(processes)):
+      print(file=processes[name].stdin, flush=True)
+      seconds[name].append(float(processes[name].stdout.readline()))
+    print(f"turn {turn + 1} of {_TURNS.value}: {seconds[SHIPPED][-1]:.3f} s a step as shipped", flush=True)
+  for process in processes.values():
+    process.communicate()
+  relative = {
+    name: statistics.median(a / b for a, b in zip(found, seconds[SHIPPED], strict=True))
+    for name, found in seconds.items()
   }
   result = {
     "command": shlex.join(["python", *sys.orig_argv[1:]]),
     "jax": jax.__version__,
     "cores": os.cpu_count(),
-    "step_time_relative_to_shipped": {name: round(statistics.median(found), 3) for name, found in times.items()},
+    "step_time_relative_to_shipped": {name: round(ratio, 3) for name, ratio in relative.items()},
     "seconds_a_step": seconds,
   }
   files.write_json(_OUTPUT.value, result)
+  for name, ratio in relative.items():
+    print(f"{name:60} {ratio:.2f}")
 
 
 def main() -> None:
@@ -121,6 +143,7 @@ def main() -> None:
     measure()
   else:
     files.check_writable(_OUTPUT.value)
+    loading.load_data(cli.load_config(_CONFIG.value))  # refuses here what every process would refuse
     take_turns()
 
 
