@@ -24,6 +24,7 @@ from rastp_jax.errors import InputError
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.training import checkpoint, optimizer, progress, trainer
 from rastp_jax.training.plan import Standing, make_plan
+from tests.tools import compiling
 from tests.tools.tiny import make_config, make_data
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "small_trained.npz"
@@ -275,8 +276,7 @@ def test_many_steps_a_dispatch_are_the_same_steps(tmp_path, monkeypatch):
 
   That holds as XLA compiles for users; the tests' cheaper compiling fuses the two programs differently.
   """
-  as_users = {"xla_cpu_use_fusion_emitters": True}
-  monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=as_users))
+  monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=compiling.AS_USERS))
   buckets, stacked, single = {"data__bucket_items": (3, 6)}, tmp_path / "stacked", tmp_path / "single"
   more = {"train__steps_per_dispatch": 3, "train__checkpoint_every": "4 steps"}  # 6, in whole dispatches
   restore = interrupt_after(monkeypatch, 8)
