@@ -28,7 +28,7 @@ from test_training import (
 
 from rastp_jax import sharding
 from rastp_jax.errors import InputError
-from rastp_jax.training import checkpoint, step, trainer, watch
+from rastp_jax.training import checkpoint, checksums, step, trainer, watch
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -238,17 +238,17 @@ def test_checkpoints_go_on_on_another_mesh(tmp_path, reference, monkeypatch):  #
 def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
   tree = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.arange(5, dtype=np.int32)}
   place = lambda tree, mesh, spec: jax.device_put(tree, sharding.NamedSharding(mesh, spec))  # noqa: E731
-  one = checkpoint.checksums(place(tree, one_device(), sharding.PartitionSpec()))
+  one = checksums.take(place(tree, one_device(), sharding.PartitionSpec()))
   mesh = sharding.Mesh(np.array(jax.devices()).reshape(2, 4, 1), sharding.AXES)
   split = {
     "a": place(tree["a"], mesh, sharding.PartitionSpec("data", "fsdp")),
     "b": place(tree["b"], mesh, sharding.PartitionSpec()),
   }
-  assert checkpoint.checksums(split) == one and set(one) == {"a", "b"}
+  assert checksums.take(split) == one and set(one) == {"a", "b"}
   for index, bit in ((0, 0), (37, 12), (63, 31)):
     changed = tree["a"].copy()
     changed.view(np.uint32).flat[index] ^= np.uint32(1 << bit)
-    other = checkpoint.checksums(place({**tree, "a": changed}, one_device(), sharding.PartitionSpec()))
+    other = checksums.take(place({**tree, "a": changed}, one_device(), sharding.PartitionSpec()))
     assert other["a"] != one["a"] and other["b"] == one["b"]
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rastp_jax.semantic_ids import health
+from rastp_jax.semantic_ids import health, health_plot
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.embeddings import Item
 from rastp_jax.semantic_ids.health import Evidence
@@ -107,5 +107,5 @@ def test_plot_is_a_picture_whatever_is_known(known):
   ids = random_ids()
   spans = (np.array([0]), np.array([60]))
   evidence = Evidence(catalogue([["A"]] * 60), np.arange(60), spans, [0.6, 0.3]) if known else Evidence()
-  picture = health.plot(ids, health.measure(ids, evidence), "Some codes")
+  picture = health_plot.draw(ids, health.measure(ids, evidence), "Some codes")
   assert picture.startswith(b"\x89PNG") and len(picture) > 20_000

@@ -11,7 +11,7 @@ import pytest
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import codes, comparing, health, making, methods
+from rastp_jax.semantic_ids import codes, comparing, health_plot, making, methods
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.embeddings import Item
 from rastp_jax.semantic_ids.making import Catalogue
@@ -38,7 +38,7 @@ def catalogue(**changes) -> Catalogue:
 def quick_plot(request, monkeypatch):
   """Drawing takes a second; one test does it for all."""
   if "draws" not in request.node.name:
-    monkeypatch.setattr(health, "plot", lambda *_: b"a picture")
+    monkeypatch.setattr(health_plot, "draw", lambda *_: b"a picture")
 
 
 @pytest.fixture

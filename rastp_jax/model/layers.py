@@ -13,13 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rastp_jax.config import ModelConfig
+from rastp_jax.hashing import lowbias32
 from rastp_jax.model import products
 
 
 class Dropout:
   """Hands out one dropout mask after another from a single key; `Dropout(None)` changes nothing.
 
-  The masks come from hashing each element's index with two words of the key (the `lowbias32` integer mixer), not from
+  The masks come from hashing each element's index with two words of the key (`lowbias32`), not from
   `jax.random`: the hash fuses into the surrounding arithmetic, costs the same on every backend, needs no memory and
   does not depend on how the array is sharded. On a CPU `jax.random` masks are far dearer.
   """
@@ -33,19 +34,13 @@ class Dropout:
     if self._words is None or rate == 0.0:
       return x
     self._calls += 1
-    salt = _mix(self._words[0] + jnp.uint32(self._calls * 0x9E3779B9 % 2**32))
+    salt = lowbias32(self._words[0] + jnp.uint32(self._calls * 0x9E3779B9 % 2**32))
     index = jnp.zeros(x.shape, jnp.uint32)
     for axis, stride in enumerate(np.cumprod((1,) + x.shape[:0:-1])[::-1]):
       index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
-    mixed = _mix(_mix(index ^ salt) + self._words[1])
+    mixed = lowbias32(lowbias32(index ^ salt) + self._words[1])
     keep = mixed >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
-
-
-def _mix(word):
-  word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
-  word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
-  return word ^ (word >> 16)
 
 
 class Linear(nnx.Linear):

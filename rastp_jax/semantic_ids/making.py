@@ -15,7 +15,7 @@ import numpy as np
 from rastp_jax import files
 from rastp_jax.config import Config, SemanticIdsConfig
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import codes, collaborative, collisions, embeddings, health, methods, own_codes
+from rastp_jax.semantic_ids import codes, collaborative, collisions, embeddings, health, health_plot, methods, own_codes
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.embeddings import Item
 from rastp_jax.semantic_ids.quantizer import Quantizer, sample
@@ -254,7 +254,7 @@ def _stored_figures(path: pathlib.Path, ids: SemanticIds, catalogue: Catalogue) 
 
 def _write_health(path: pathlib.Path, ids: SemanticIds, figures: Mapping[str, Any]) -> None:
   title = f"Semantic IDs of {ids.provenance.get('dataset')}, {ids.provenance.get('method')}"
-  _write(lambda place: files.write_whole(place, health.plot(ids, figures, title)), beside(path, "health.png"))
+  _write(lambda place: files.write_whole(place, health_plot.draw(ids, figures, title)), beside(path, "health.png"))
   _write(lambda place: files.write_json(place, figures), beside(path, "health.json"))
 
 

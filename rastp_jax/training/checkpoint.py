@@ -9,15 +9,14 @@
     workdir/lock                          held by the process that trains here
 
 Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a killed process leaves either all
-of it or none, and older checkpoints are only deleted after that. Checksums are taken of the arrays on the devices, so
-they hold for any mesh and find whatever the disk did to the files. Nothing here is a pickle: arrays, JSON, no code.
+of it or none, and older checkpoints are only deleted after that. Checksums find whatever the disk did to the files.
+Nothing here is a pickle: arrays, JSON, no code.
 """
 
 import contextlib
 import dataclasses
 import errno
 import fcntl
-import functools
 import json
 import os
 import pathlib
@@ -30,12 +29,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from rastp_jax import config as config_lib
 from rastp_jax import files, hosts
 from rastp_jax.config import Config, Duration
 from rastp_jax.errors import InputError
+from rastp_jax.training import checksums
 
 # A run may be resumed with other values of these: they move files, change what is looked at, or when to stop, but not
 # what a step computes. Everything else must stay. `train.length` joins them when the learning rate does not depend on
@@ -137,7 +136,7 @@ class Checkpoints:
           step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in target.items()})
         )
         restored = dict(restored.items())
-        _verify(restored, progress)
+        checksums.verify(restored, progress.get("checksums"))
         error = ""
       except Exception as caught:  # a damaged file shows as whatever the reader underneath happens to raise
         error = _first_line(caught) or "unreadable"
@@ -175,7 +174,7 @@ class Checkpoints:
       **progress,
       "fingerprints": self._fingerprints,
       "config": dataclasses.asdict(self._config),
-      "checksums": checksums(tree),
+      "checksums": checksums.take(tree),
     }
     items = {name: ocp.args.StandardSave(value) for name, value in tree.items()}
     with self._writing(step):
@@ -275,7 +274,7 @@ def restore_params(workdir: str | os.PathLike, target: Any, fingerprints: Mappin
         of_best = _read_progress(manager, best)
         if isinstance(of_best, Exception):
           raise of_best
-        _verify({"params": restored["params"]}, of_best)
+        checksums.verify({"params": restored["params"]}, of_best.get("checksums"))
       except Exception as error:  # see Checkpoints.restore
         raise InputError(
           f"The best checkpoint in {directory}, of step {best}, cannot be read ({_first_line(error)}): put back a copy "
@@ -320,43 +319,6 @@ def _read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] 
     return progress if isinstance(progress["best_step"], int | None) else ValueError("its progress file is damaged")
   except Exception as error:
     return error
-
-
-def checksums(tree: Any) -> dict[str, int]:
-  """A 32-bit checksum of every array, by its path; the same however the arrays are split over devices.
-
-  It is the sum (modulo 2^32) of a mix of each element's bits with a mix of its index: any change of one element changes
-  it, any other change does but for one case in 4 billion.
-  """
-  paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-  sums = _checksum_program(NamedSharding(leaves[0].sharding.mesh, PartitionSpec()))(list(leaves))
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): int(value)
-    for path, value in zip(paths, jax.device_get(sums), strict=True)
-  }
-
-
-@functools.lru_cache
-def _checksum_program(everywhere: NamedSharding):
-  def mix(word):
-    word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
-    word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
-    return word ^ (word >> 16)
-
-  def checksum(x):
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    return jnp.sum(mix(bits ^ mix(index)), dtype=jnp.uint32)
-
-  return jax.jit(lambda leaves: jnp.stack([checksum(leaf) for leaf in leaves]), out_shardings=everywhere)
-
-
-def _verify(tree: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-  """Raises ValueError if restored arrays are not those that were saved."""
-  saved = progress.get("checksums")  # version 0.1.0 saved none
-  for path, value in checksums(tree).items() if saved is not None else ():
-    if saved.get(path) != value:
-      raise ValueError(f"the values of {path} are not those that were saved")
 
 
 def _as_saved(target: Any) -> Any:
