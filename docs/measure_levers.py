@@ -5,8 +5,8 @@
 Each lever is undone (or tried) in a process of its own, because most of them are settled when a process starts. All
 processes stay, and rest while another one's step is timed; a lever's figure is the median over turns of its step time
 over that of the shipped program in the same turn. The shipped program takes part twice: how far the second one is from
-1 says what the machine's noise is. The step is the benchmark's padded, pruned one: 96 samples of 30 items. Needs about
-1 GB for each process. Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu
+1 says what the noise is. The step is the benchmark's padded, pruned one: 96 samples of 30 items. Needs about
+1.5 GB for each process. Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu
 --raw_dir=DIR`).
 """
 
