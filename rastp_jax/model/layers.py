@@ -202,7 +202,7 @@ class EncoderBlock(nnx.Module):
     dropped = drop(clean, self.attention.dropout)
     counted = jax.lax.stop_gradient(dropped if score_dropout else clean)
     weights = jnp.ones(mask.shape, jnp.float32) if score_padded_queries else mask.astype(jnp.float32)
-    # A product a head: summed over heads first, as an einsum does, the probabilities would be written once more.
+    # A product a head; an einsum sums over heads first, and writes that out.
     rows = jnp.broadcast_to(weights[:, None, None, :], (*counted.shape[:2], 1, counted.shape[2]))
     received = jnp.sum(products.matmul(rows, counted), axis=(1, 2))
     return self._finish(hidden, self.attention.mix(dropped, values), drop), received
