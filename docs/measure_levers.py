@@ -6,8 +6,8 @@ Each lever is undone (or tried) in a process of its own, because most of them ar
 processes stay, and rest while another one's step is timed; a lever's figure is the median over turns of its step time
 over that of the shipped program in the same turn. The shipped program takes part twice: how far the second one is from
 1 says what the noise is. The step is the benchmark's padded, pruned one: 96 samples of 30 items. Needs about
-1.5 GB for each process. Beauty has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu
---raw_dir=DIR`).
+1.5 GB for each process; where that is too much, as for a larger model, name the levers to measure (`--lever`). Beauty
+has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu --raw_dir=DIR`).
 """
 
 import ctypes
@@ -34,6 +34,7 @@ from rastp_jax import cli, files, loading, sharding
 from rastp_jax.benchmarking.training_speed import TrainingSpeed
 from rastp_jax.benchmarking.variants import make_variants
 from rastp_jax.data.buckets import with_bucket_items
+from rastp_jax.errors import InputError
 from rastp_jax.model import layers, products
 from rastp_jax.training import optimizer
 
@@ -41,6 +42,7 @@ _CONFIG = cli.define_config_flag()
 _OUTPUT = flags.DEFINE_string("output", "docs/results/levers.json", "JSON file for the figures.")
 _TURNS = flags.DEFINE_integer("turns", 31, "How often each lever is measured.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 96, "Samples a step.")
+_LEVER = flags.DEFINE_multi_string("lever", None, "Measure only levers with this in their names; may be repeated.")
 _MEASURE = flags.DEFINE_string("measure", None, "Measure this one, a step for each line read; what the turns start.")
 
 SHIPPED = "as shipped"
@@ -112,8 +114,16 @@ def start(name: str) -> subprocess.Popen | None:
   return process if ready else None
 
 
-def take_turns() -> None:
-  processes = {name: process for name in LEVERS if (process := start(name))}
+def chosen() -> list[str]:
+  """The levers to measure, the shipped program and its double among them."""
+  wanted = _LEVER.value or [""]
+  if unknown := [part for part in wanted if not any(part in name for name in LEVERS)]:
+    raise InputError(f"--lever={unknown[0]} is in no lever's name: {'; '.join(LEVERS)}.")
+  return [name for name in LEVERS if name.startswith(SHIPPED) or any(part in name for part in wanted)]
+
+
+def take_turns(names: Sequence[str]) -> None:
+  processes = {name: process for name in names if (process := start(name))}
   seconds = {name: [] for name in processes}
   for turn in range(_TURNS.value):
     for name in random.sample(list(processes), len(processes)):
@@ -143,8 +153,9 @@ def main() -> None:
     measure()
   else:
     files.check_writable(_OUTPUT.value)
+    names = chosen()
     loading.load_data(cli.load_config(_CONFIG.value))  # refuses here what every process would refuse
-    take_turns()
+    take_turns(names)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Times training steps: every variant's every batch shape, interleaved, so that a drifting machine bends no ratio."""
+"""Times training steps: every variant's every batch shape, in random turns, so that drifting speed bends no ratio."""
 
 import dataclasses
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,20 +36,28 @@ _SHORTEST = 0.2  # seconds of a timed block: faster steps are repeated inside it
 
 
 @dataclasses.dataclass
+class _Step:
+  """A compiled step, a batch of its shape, and its timings. Variants whose programs are equal share it."""
+
+  program: jax.stages.Compiled
+  batch: Mapping[str, jax.Array]
+  compile_seconds: float
+  calls: int = 1  # in a timed block
+  seconds: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
 class _Shape:
-  """One batch shape of a variant: what its program is and costs, how often an epoch has it, and its timings."""
+  """One batch shape of a variant: how often an epoch has it, and its step."""
 
   items: int
   rows: int
   batches: int
-  program: jax.stages.Compiled
-  batch: Mapping[str, jax.Array]
-  compile_seconds: float
-  seconds: list[float] = dataclasses.field(default_factory=list)
+  step: _Step
 
   @property
   def median(self) -> float:
-    return float(np.median(self.seconds))
+    return float(np.median(self.step.seconds))
 
 
 class TrainingSpeed:
@@ -81,7 +90,8 @@ class TrainingSpeed:
     state = make_state(nnx.to_pure_dict(params), optimizer, first.train.seed, parts)
     self._state = jax.device_put(state, sharding.placements(state, mesh))
     self._sources, self._shapes = {}, {}
-    programs: dict[Any, tuple[jax.stages.Compiled, float]] = {}  # variants whose programs are equal share them
+    self._steps: dict[Any, _Step] = {}
+    self._random = random.Random(first.train.seed)
     for name, config in variants.items():
       graph, _ = abstract_model(config, semantic_ids.widths, mesh)
       train_step = make_train_step(graph, optimizer, mesh)
@@ -95,34 +105,34 @@ class TrainingSpeed:
       )
       self._sources[name], self._shapes[name] = source, []
       for bucket in (bucket for bucket in source.buckets if bucket.batches):
-        batches = (source[step] for step in range(source.steps_per_epoch))
-        placed = self._place(next(b for b in batches if b["history"].shape[:2] == (bucket.rows, bucket.items)))
         length = bucket.items * model.item_length
         key = bucket.items, bucket.rows, tuple(pruning.budgets(config.pruning, length).items())
-        if key not in programs:
+        if key not in self._steps:
+          batches = (source[step] for step in range(source.steps_per_epoch))
+          placed = self._place(next(b for b in batches if b["history"].shape[:2] == (bucket.rows, bucket.items)))
           start = time.perf_counter()
           program = train_step.lower(self._state, placed).compile()
-          programs[key] = program, time.perf_counter() - start
-        shape = _Shape(bucket.items, bucket.rows, bucket.batches, programs[key][0], placed, programs[key][1])
-        self._shapes[name].append(shape)
+          self._steps[key] = _Step(program, placed, time.perf_counter() - start)
+        self._shapes[name].append(_Shape(bucket.items, bucket.rows, bucket.batches, self._steps[key]))
     self._item_length = model.item_length
 
   def run(self, repeats: int) -> None:
-    """Times every shape `repeats` times in turn, after one untimed call each."""
-    shapes = [shape for shapes in self._shapes.values() for shape in shapes]
-    calls = {}
-    for repeat in range(repeats + 1):
-      for shape in shapes:
-        number = calls.get(id(shape.program), 1)
-        start = time.perf_counter()
-        for _ in range(number):
-          self._state = shape.program(self._state, shape.batch)
-        jax.block_until_ready(self._state)
-        seconds = (time.perf_counter() - start) / number
-        if repeat:
-          shape.seconds.append(seconds)
-        elif seconds:
-          calls[id(shape.program)] = max(1, round(_SHORTEST / seconds))
+    """Times every step `repeats` times, each time in another random order, after one untimed call each."""
+    steps = list(self._steps.values())
+    for step in steps:
+      step.calls = max(1, round(_SHORTEST / self._seconds([step], 1)))
+    for _ in range(repeats):
+      for step in self._random.sample(steps, len(steps)):
+        step.seconds.append(self._seconds([step], step.calls))
+
+  def _seconds(self, steps: Sequence[_Step], calls: int) -> float:
+    """Time of a call of all steps, each on its own batch."""
+    start = time.perf_counter()
+    for _ in range(calls):
+      for step in steps:
+        self._state = step.program(self._state, step.batch)
+    jax.block_until_ready(self._state)
+    return (time.perf_counter() - start) / calls
 
   def figures(self) -> dict[str, dict[str, Any]]:
     """Each variant's figures over an epoch: medians of step times, weighted by how often each shape occurs."""
@@ -136,8 +146,8 @@ class TrainingSpeed:
     positions = sum(s.batches * s.rows * s.items for s in shapes) * self._item_length
     steps = sum(s.batches for s in shapes)
     seconds = sum(s.batches * s.median for s in shapes)
-    flops = sum(s.batches * device_flops(s.program) for s in shapes)
-    traffic = sum(s.batches * device_traffic(s.program) for s in shapes)
+    flops = sum(s.batches * device_flops(s.step.program) for s in shapes)
+    traffic = sum(s.batches * device_traffic(s.step.program) for s in shapes)
     peaks = next((p for kind, p in PEAKS.items() if jax.devices()[0].device_kind.startswith(kind)), None)
     at_peak = {"arithmetic": flops / peaks[0], "memory": traffic / peaks[1]} if peaks else {}
     return {
@@ -151,41 +161,37 @@ class TrainingSpeed:
       "flops_utilization": at_peak["arithmetic"] / seconds if peaks else None,
       "roofline_share": max(at_peak.values()) / seconds if peaks else None,
       "bound_by": max(at_peak, key=at_peak.get) if peaks else None,
-      "peak_bytes": max(device_bytes(s.program) for s in shapes),
-      "compile_seconds": sum(s.compile_seconds for s in shapes),
+      "peak_bytes": max(device_bytes(s.step.program) for s in shapes),
+      "compile_seconds": sum(s.step.compile_seconds for s in shapes),
       "shapes": [
-        {"items": s.items, "rows": s.rows, "batches_an_epoch": s.batches, "seconds": s.seconds} for s in shapes
+        {"items": s.items, "rows": s.rows, "batches_an_epoch": s.batches, "seconds": s.step.seconds} for s in shapes
       ],
     }
 
   def live_and_constant(self, name: str, steps: int, repeats: int) -> dict[str, Any]:
     """Times a variant's steps on batches made and placed meanwhile, against the same shapes on batches at hand.
 
+    A few steps of each kind take turns. The input pipeline begins the live ones with nothing made ahead.
+
     Returns:
       live_vs_constant_batch (median over repeats of the ratio of times), batches_per_second that the input pipeline
-      makes when nobody computes, compiles (programs that the live run needed).
+      makes when nobody computes, compiles (programs that an epoch's batches need).
     """
-    source, ready = self._sources[name], {s.batch["history"].shape: s for s in self._shapes[name]}
+    source, at_hand = self._sources[name], {s.step.batch["history"].shape: s.step for s in self._shapes[name]}
     batches = training_iterator(source)
-    ratios, seen = [], set()
+    ratios = []
     for _ in range(repeats):
-      shapes = []
+      _use_up(batches)
+      taken = []
       start = time.perf_counter()
       for _ in range(steps):
         placed = sharding.place_batch(next(batches), self._mesh, row_axis=1)
-        shapes.append(placed["history"].shape)
-        self._state = ready[shapes[-1]].program(self._state, placed)
+        taken.append(at_hand[placed["history"].shape])
+        self._state = taken[-1].program(self._state, placed)
       jax.block_until_ready(self._state)
       live = time.perf_counter() - start
-      start = time.perf_counter()
-      for shape in shapes:
-        self._state = ready[shape].program(self._state, ready[shape].batch)
-      jax.block_until_ready(self._state)
-      ratios.append(live / (time.perf_counter() - start))
-      seen |= set(shapes)
-    batches = training_iterator(source)
-    for _ in range(8):  # what was made ahead
-      next(batches)
+      ratios.append(live / self._seconds(taken, 1))
+    _use_up(batches)
     start, number = time.perf_counter(), 64
     for _ in range(number):
       next(batches)
@@ -194,12 +200,18 @@ class TrainingSpeed:
       "live_vs_constant_batch": float(np.median(ratios)),
       "ratios": ratios,
       "batches_per_second": number / (time.perf_counter() - start),
-      "compiles": len({id(ready[shape].program) for shape in seen}),
+      "compiles": len({id(at_hand[1, *source[step]["history"].shape]) for step in range(source.steps_per_epoch)}),
       "buckets": len(source.buckets),
     }
 
   def _place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     return sharding.place_batch({key: value[None] for key, value in batch.items()}, self._mesh, row_axis=1)
+
+
+def _use_up(batches: Iterator) -> None:
+  """Takes the batches that were made ahead."""
+  for _ in range(8):
+    next(batches)
 
 
 def fastest_batch_size(make: Any, sizes: Sequence[int], repeats: int) -> tuple[int, list[dict[str, float]]]:
