@@ -1,8 +1,10 @@
-"""Fills the tables of README.md and docs/*.md from docs/results/*.json: python docs/update_tables.py"""
+"""Fills the tables of README.md and docs/*.md from docs/results/*.json: python -m docs.update_tables"""
 
 import json
 import pathlib
 import re
+
+from rastp_jax.benchmarking.ratios import speed_intervals
 
 DOCS = pathlib.Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -93,10 +95,16 @@ def speed_training() -> str:
 
 
 def speed_ratios() -> str:
-  """Every ratio of the benchmark's runs."""
+  """Every ratio of the benchmark's runs, those of training speed with their 95 % intervals."""
   runs = speed_runs()
   names = next(iter(runs.values()))["ratios"]
-  rows = [[f"`{name}`", *(f"{run['ratios'][name]:.3g}" for run in runs.values())] for name in names]
+  intervals = {dtype: speed_intervals(run["training"]) for dtype, run in runs.items()}
+
+  def cell(dtype, name):
+    interval = " ({:.3g} to {:.3g})".format(*intervals[dtype][name]) if name in intervals[dtype] else ""
+    return f"{runs[dtype]['ratios'][name]:.3g}{interval}"
+
+  rows = [[f"`{name}`", *(cell(dtype, name) for dtype in runs)] for name in names]
   return table([["ratio", *runs], *rows])
 
 

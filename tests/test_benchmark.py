@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rastp_jax.benchmarking.decoding_speed import DecodingSpeed, cost_of_transitions, generated_codes
-from rastp_jax.benchmarking.ratios import describe, make_ratios
+from rastp_jax.benchmarking.ratios import describe, make_ratios, speed_intervals
 from rastp_jax.benchmarking.training_speed import TrainingSpeed, fastest_batch_size
 from rastp_jax.benchmarking.variants import make_variants
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig, TrainConfig
@@ -117,6 +117,22 @@ def test_ratios_relate_figures_of_the_run(result):
   assert "decode_2k_vs_0k_items" in ratios
   text = describe(result | {"training": training, "ratios": ratios})
   assert "bucketed_keep50" in text and "2000 items" in text and "MFU" not in text  # a CPU has no known peak
+
+
+def test_intervals_tell_drift_from_difference(result):
+  def figures(*seconds_of_shapes):
+    shapes = [{"batches_an_epoch": 1 + place, "seconds": seconds} for place, seconds in enumerate(seconds_of_shapes)]
+    return {"samples_a_step": 8.0, "shapes": shapes}
+
+  drift, noise = np.linspace(1.0, 3.0, 31), np.random.default_rng(0).uniform(1.0, 2.0, 31)
+  training = {name: figures(2 * drift, drift) for name in make_variants(CONFIG)}
+  training["padded_pruned"] = figures(drift, drift / 2)
+  training["last10_dense"] = figures(drift * noise, drift * noise)
+  intervals = speed_intervals(training)
+  np.testing.assert_allclose(intervals["padded_pruned_vs_padded_dense"], 2.0)  # every turn says the same
+  np.testing.assert_allclose(intervals["bucketed_pruned_vs_bucketed_dense"], 1.0)
+  low, high = intervals["last10_dense_vs_padded_dense"]
+  assert low < 0.9 * high and low < 4 / 3 / 1.5 < high
 
 
 def test_generated_codes_are_unique_and_in_range():

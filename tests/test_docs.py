@@ -1,14 +1,8 @@
 """The figures on every page are those of docs/results."""
 
-import importlib.util
-import pathlib
-
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-_SPEC = importlib.util.spec_from_file_location("update_tables", ROOT / "docs" / "update_tables.py")
-update_tables = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(update_tables)
+from docs import update_tables
 
 
 @pytest.mark.parametrize("page", update_tables.PAGES, ids=lambda page: page.name)

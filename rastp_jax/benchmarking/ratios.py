@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rastp_jax.evaluation.report import align
 
 _COLUMNS = (
@@ -18,6 +20,17 @@ _COLUMNS = (
 )
 
 
+# Variants whose training samples a second are compared: the first one's over the second one's.
+_COMPARED = (
+  ("padded_pruned", "padded_dense"),
+  ("bucketed_dense", "padded_dense"),
+  ("bucketed_pruned", "padded_dense"),
+  ("bucketed_keep50", "padded_pruned"),
+  ("bucketed_pruned", "bucketed_dense"),
+  ("last10_dense", "padded_dense"),
+)
+
+
 def make_ratios(result: Mapping[str, Any]) -> dict[str, float]:
   """Every ratio of a run, from that run's figures alone.
 
@@ -26,17 +39,7 @@ def make_ratios(result: Mapping[str, Any]) -> dict[str, float]:
   """
   training = result["training"]
   speed = lambda name: training[name]["samples_per_second"]
-  ratios = {
-    f"{a}_vs_{b}": speed(a) / speed(b)
-    for a, b in (
-      ("padded_pruned", "padded_dense"),
-      ("bucketed_dense", "padded_dense"),
-      ("bucketed_pruned", "padded_dense"),
-      ("bucketed_keep50", "padded_pruned"),
-      ("bucketed_pruned", "bucketed_dense"),
-      ("last10_dense", "padded_dense"),
-    )
-  }
+  ratios = {f"{a}_vs_{b}": speed(a) / speed(b) for a, b in _COMPARED}
   flops = lambda name: training[name]["flops_a_sample"]
   allowed = flops("padded_dense") / flops("padded_pruned")
   ratios["flop_limit_padded_pruned_vs_padded_dense"] = allowed
@@ -60,6 +63,30 @@ def make_ratios(result: Mapping[str, Any]) -> dict[str, float]:
   return ratios
 
 
+def speed_intervals(training: Mapping[str, Any], draws: int = 1000) -> dict[str, tuple[float, float]]:
+  """How far chance may have moved the ratios of training speed: 95 % bootstrap intervals over turns.
+
+  Args:
+    training: see `TrainingSpeed.figures`; a variant's n-th timings of all shapes were taken in one turn.
+    draws: how often the turns are drawn anew.
+
+  Returns:
+    By the names of `make_ratios`, lower and upper end.
+  """
+  turns = min(len(shape["seconds"]) for figures in training.values() for shape in figures["shapes"])
+  drawn = np.random.default_rng(0).integers(0, turns, (draws, turns))
+
+  def speed(name: str) -> np.ndarray:
+    shapes, per_step = training[name]["shapes"], training[name]["samples_a_step"]
+    steps = sum(shape["batches_an_epoch"] for shape in shapes)
+    medians = [np.median(np.array(shape["seconds"])[drawn], axis=1) for shape in shapes]
+    seconds = sum(shape["batches_an_epoch"] * median for shape, median in zip(shapes, medians, strict=True))
+    return per_step * steps / seconds
+
+  ends = {f"{a}_vs_{b}": np.quantile(speed(a) / speed(b), [0.025, 0.975]) for a, b in _COMPARED}
+  return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
 def describe(result: Mapping[str, Any]) -> str:
   """The run as text: training variants, decoding, ratios."""
   columns = [c for c in _COLUMNS if all(v[c[0]] is not None for v in result["training"].values())]
@@ -74,7 +101,9 @@ def describe(result: Mapping[str, Any]) -> str:
     parts.append(align(rows))
   if "input" in result:
     parts.append(f"input pipeline alone: {result['input']['batches_per_second']:,.0f} batches/s")
-  parts.append(align([["ratio", ""], *([name, f"{value:.3g}"] for name, value in result["ratios"].items())]))
+  intervals = {name: f"{low:.3g} to {high:.3g}" for name, (low, high) in speed_intervals(result["training"]).items()}
+  rows = [[name, f"{value:.3g}", intervals.get(name, "")] for name, value in result["ratios"].items()]
+  parts.append(align([["ratio", "", "95 % interval"], *rows]))
   return "\n\n".join(parts)
 
 
