@@ -10,6 +10,7 @@ over that of the shipped program in the same turn. The shipped program takes par
 has to be prepared (`python -m rastp_jax.prepare --config=configs/beauty.py:cpu --raw_dir=DIR`).
 """
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -46,23 +47,28 @@ _LEVER = flags.DEFINE_multi_string("lever", None, "Measure only levers with this
 _MEASURE = flags.DEFINE_string("measure", None, "Measure this one, a step for each line read; what the turns start.")
 
 SHIPPED = "as shipped"
-# name -> (XLA_FLAGS, settings of the config)
-LEVERS: Mapping[str, tuple[str, Sequence[str]]] = {
-  SHIPPED: ("", ()),
-  "as shipped, once more": ("", ()),
-  "undone: glibc keeps freed memory": ("", ()),
-  "undone: one device a core (one device, threads inside)": ("--xla_force_host_platform_device_count=1", ()),
-  "undone: products of model/products.py (JAX's own gradients)": ("", ()),
-  "undone: clipping fused, its norm at hand (optax.clip_by_global_norm)": ("", ()),
-  "undone: dropout masks by hashing (jax.random.bernoulli)": ("", ()),
-  "undone: dropout at all": ("", ("model.dropout=0.0", "model.mlp_dropout=0.0")),
-  "undone: no separator tokens": ("", ("model.separator=True",)),
-  "tried: bfloat16": ("", ("model.dtype=bfloat16",)),
-  "tried: bfloat16 (JAX's own gradients)": ("", ("model.dtype=bfloat16",)),
-  "tried: attention dropout, as published": ("", ("model.attention_dropout=0.15",)),
-  "tried: 512-bit vectors": ("--xla_cpu_prefer_vector_width=512", ()),
-  "tried: oneDNN": ("--xla_cpu_use_onednn=true", ()),
-  "tried: XNNPACK": ("--xla_cpu_use_xnnpack=true", ()),
+# name -> (environment, settings of the config)
+LEVERS: Mapping[str, tuple[Mapping[str, str], Sequence[str]]] = {
+  SHIPPED: ({}, ()),
+  "as shipped, once more": ({}, ()),
+  "undone: glibc keeps freed memory": ({}, ()),
+  "undone: one device a core (one device, threads inside)": (
+    {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+    (),
+  ),
+  "undone: products of model/products.py (JAX's own gradients)": ({}, ()),
+  "undone: clipping fused, its norm at hand (optax.clip_by_global_norm)": ({}, ()),
+  "undone: dropout masks by hashing (jax.random.bernoulli)": ({}, ()),
+  "undone: dropout at all": ({}, ("model.dropout=0.0", "model.mlp_dropout=0.0")),
+  "undone: no separator tokens": ({}, ("model.separator=True",)),
+  "tried: bfloat16": ({}, ("model.dtype=bfloat16",)),
+  "tried: bfloat16 (JAX's own gradients)": ({}, ("model.dtype=bfloat16",)),
+  "tried: attention dropout, as published": ({}, ("model.attention_dropout=0.15",)),
+  "tried: huge pages; undone: glibc keeps freed memory": ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, ()),
+  "tried: huge pages": ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, ()),
+  "tried: 512-bit vectors": ({"XLA_FLAGS": "--xla_cpu_prefer_vector_width=512"}, ()),
+  "tried: oneDNN": ({"XLA_FLAGS": "--xla_cpu_use_onednn=true"}, ()),
+  "tried: XNNPACK": ({"XLA_FLAGS": "--xla_cpu_use_xnnpack=true"}, ()),
 }
 
 
@@ -103,11 +109,12 @@ def _bernoulli(dropout, x, rate):
 
 def start(name: str) -> subprocess.Popen | None:
   """The process that measures a lever, when it has compiled; None if it cannot here (its stderr says why)."""
-  xla_flags, settings = LEVERS[name]
+  added, settings = LEVERS[name]
   command = [sys.executable, "-m", "docs.measure_levers", f"--measure={name}", f"--batch_size={_BATCH.value}"]
   command += [a for a in sys.argv[1:] if a.startswith("--config")]
   command += [f"--config.{setting}" for setting in settings]
-  environment = {**os.environ, "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), xla_flags]).strip()}
+  environment = {**os.environ, **added}
+  environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {added.get('XLA_FLAGS', '')}".strip()
   process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   ready = bool(process.stdout.readline())
   print(f"{name}: {'ready' if ready else 'does not run here'}", flush=True)
@@ -122,13 +129,21 @@ def chosen() -> list[str]:
   return [name for name in LEVERS if name.startswith(SHIPPED) or any(part in name for part in wanted)]
 
 
+def next_step(name: str, process: subprocess.Popen) -> float:
+  """Seconds of a step of this process."""
+  with contextlib.suppress(BrokenPipeError):
+    print(file=process.stdin, flush=True)
+  if not (line := process.stdout.readline()):
+    raise InputError(f"The process of {name!r} has ended, perhaps for want of memory: measure fewer at once (--lever).")
+  return float(line)
+
+
 def take_turns(names: Sequence[str]) -> None:
   processes = {name: process for name in names if (process := start(name))}
   seconds = {name: [] for name in processes}
   for turn in range(_TURNS.value):
     for name in random.sample(list(processes), len(processes)):
-      print(file=processes[name].stdin, flush=True)
-      seconds[name].append(float(processes[name].stdout.readline()))
+      seconds[name].append(next_step(name, processes[name]))
     print(f"turn {turn + 1} of {_TURNS.value}: {seconds[SHIPPED][-1]:.3f} s a step as shipped", flush=True)
   for process in processes.values():
     process.communicate()
