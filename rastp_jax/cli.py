@@ -1,7 +1,5 @@
 """What all binaries share: the --config flag, and mistakes of the user ended by one sentence instead of a traceback."""
 
-import contextlib
-import ctypes
 import dataclasses
 import difflib
 import logging
@@ -12,24 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-
-def _keep_freed_memory() -> None:
-  """Tells glibc not to give large freed blocks back to the system.
-
-  On a CPU, XLA frees its temporary arrays after each step; fetching them again as fresh pages costs more than much of
-  the arithmetic on them. This holds for glibc's first arena only, so it has to be the only one: threads get others
-  until that is said, and blocks above 64 MB in those are unmapped whenever they are freed.
-  """
-  with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
-    libc = ctypes.CDLL("libc.so.6")
-    mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX in malloc.h
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, -1)
-    libc.mallopt(arena_max, 1)
-
-
-# Before libraries are imported that start threads or read their settings once.
-_keep_freed_memory()
+# Before libraries are imported that read their settings once.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
