@@ -175,6 +175,24 @@ def levers() -> str:
   return table([["", "step time"], *([name, f"{value:.2f}"] for name, value in times.items())])
 
 
+def memory() -> str:
+  """Step time by what glibc does with freed memory, over that of a program that keeps it."""
+  files = {
+    "CPU-sized, float32": "levers_memory_cpu_sized.json",
+    "paper-sized, float32": "levers_memory_paper_float32.json",
+    "paper-sized, bfloat16": "levers_memory_paper_bfloat16.json",
+  }
+  runs = [json.loads((DOCS / "results" / file).read_text())["step_time_relative_to_shipped"] for file in files.values()]
+  names = {
+    "kept": "as shipped",
+    "kept, once more": "as shipped, once more",
+    "given back, as now": "undone: glibc keeps freed memory",
+    "given back, huge pages": "tried: huge pages; undone: glibc keeps freed memory",
+  }
+  rows = [[text, *(f"{run[name]:.2f}" for run in runs)] for text, name in names.items()]
+  return table([["freed memory", *files], *rows])
+
+
 def pytorch() -> str:
   """Samples and users a second of the published model in PyTorch and of ours, and their ratios."""
   run = json.loads((DOCS / "results" / "torch_cpu.json").read_text())
@@ -202,6 +220,7 @@ TABLES = {
     code_sets,
     code_sets_trained,
     levers,
+    memory,
     pytorch,
   )
 }
