@@ -4,7 +4,7 @@
 
 needs the prepared dataset (`python -m rastp_jax.prepare`). It prints one table and writes it with every single timing.
 The numbers are medians over repeats that take turns, so that ratios hold on a machine whose speed drifts. --quick
-looks for a minute: small batches, two repeats, training only.
+looks for two minutes: small batches, two repeats, training only.
 """
 
 import dataclasses

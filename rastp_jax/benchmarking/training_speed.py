@@ -210,7 +210,7 @@ class TrainingSpeed:
 
 def _use_up(batches: Iterator) -> None:
   """Takes the batches that were made ahead."""
-  for _ in range(8):
+  for _ in range(8):  # what `training_iterator` holds ready
     next(batches)
 
 
