@@ -62,6 +62,21 @@ def test_prefixes_come_once_an_epoch_each(config, run_length):
   assert samples(source, range(2)) != samples(source, range(source.steps_per_epoch, source.steps_per_epoch + 2))
 
 
+@pytest.mark.parametrize("bucket_items", [(3, 6, 20), (2, 4, 6, 20), (20,)])
+@pytest.mark.parametrize("sampling", ["prefixes", "subsequences"])
+def test_an_epoch_has_exactly_the_batches_announced_also_where_no_history_is_long(bucket_items, sampling):
+  histories, codes = make_data([4, 5, 6, 7, 8, 8, 7, 4] * 10)  # nobody fills max_items
+  config = DataConfig(max_items=20, bucket_items=bucket_items, sampling=sampling)
+  for run_length in (1, 3):
+    source = TrainingBatches(histories, codes, config, batch_size=16, seed=0, row_multiple=8, run_length=run_length)
+    for epoch in range(3):
+      assert len(source._plan(epoch)) == source.steps_per_epoch
+      batches = [source[epoch * source.steps_per_epoch + step] for step in range(source.steps_per_epoch)]
+      assert all(len(batch["weight"]) for batch in batches), "a batch of no rows"
+      assert all(batch["weight"].sum() for batch in batches), "a batch of filler rows alone"
+      assert sum(batch["weight"].sum() for batch in batches) == len(source.epoch_samples(epoch)[0])
+
+
 def test_filler_rows_are_few():
   """Rows are rounded to a multiple of the devices; the number of batches makes up for it."""
   histories, codes = make_data(LENGTHS * 3)

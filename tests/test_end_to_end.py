@@ -14,12 +14,12 @@ from tests.tools import compiling
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def command(*arguments):
+def command(*arguments, cwd=ROOT):
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   done = subprocess.run(
     [sys.executable, "-m", *map(str, arguments)],
-    cwd=ROOT,
-    env={**environment, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiling.FLAGS},
+    cwd=cwd,
+    env={**environment, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiling.FLAGS},
     capture_output=True,
     text=True,
     timeout=400,

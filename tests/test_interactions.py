@@ -17,6 +17,7 @@ import pytest
 from rastp_jax.config import DataConfig
 from rastp_jax.data import histories, interactions, raw, tables
 from rastp_jax.errors import InputError
+from tests.test_end_to_end import command
 from tests.tools import prepare_at_scale
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -230,15 +231,21 @@ def test_no_python_object_is_made_per_interaction(tmp_path):
   assert (peaks[1] - peaks[0]) / 150_000 < 60
 
 
+def documented_files() -> dict[str, str]:
+  """The raw files that docs/your_data.md shows, by name."""
+  text = (ROOT / "docs" / "your_data.md").read_text()
+  shown = dict(re.findall(r"^`raw/([\w.]+)`:\n\n```\w*\n(.*?)```", text, re.DOTALL | re.MULTILINE))
+  assert set(shown) == {"interactions.csv", "items.jsonl"}
+  return shown
+
+
 def test_the_documented_example(tmp_path):
   """Runs the very files and settings that docs/your_data.md shows."""
   text = (ROOT / "docs" / "your_data.md").read_text()
   (tmp_path / "raw").mkdir()
-  shown = dict(re.findall(r"^`raw/([\w.]+)`:\n\n```\w*\n(.*?)```", text, re.DOTALL | re.MULTILINE))
-  assert set(shown) == {"interactions.csv", "items.jsonl"}
-  for name, content in shown.items():
+  for name, content in documented_files().items():
     (tmp_path / "raw" / name).write_text(content)
-  assert len(shown["interactions.csv"].splitlines()) == 10
+  assert len(documented_files()["interactions.csv"].splitlines()) == 10
   overrides = dict(re.findall(r"--config\.data\.(\w+)=(\w+)", text))
   settings = {name: int(value) if value.isdecimal() else value for name, value in overrides.items()}
   data = DataConfig(**settings, data_dir=str(tmp_path / "data"))
@@ -246,3 +253,20 @@ def test_the_documented_example(tmp_path):
   assert prepared.describe() in text
   told = dict(re.findall(r"^\| (\w+) \| ([\w, ]+) \|$", text, re.MULTILINE))
   assert {"user": "items"} | {user: ", ".join(items) for user, items in read_back(data).items()} == told
+
+
+def test_the_documented_commands_run_to_the_last(tmp_path):
+  """Every command of docs/your_data.md, in its order, in a directory that holds nothing but its files."""
+  text = (ROOT / "docs" / "your_data.md").read_text()
+  (tmp_path / "raw").mkdir()
+  for name, content in documented_files().items():
+    (tmp_path / "raw" / name).write_text(content)
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  commands = re.findall(r"^python -m (rastp_jax\.\w+ .*)$", text, re.MULTILINE)
+  assert [line.split()[0].partition(".")[2] for line in commands] == ["prepare", "train", "evaluate", "recommend"]
+  for line in commands:
+    code, _, err = command(*line.split(), cwd=tmp_path)
+    assert code == 0, err
+  answers = [json.loads(line) for line in (tmp_path / "runs/shop/recommendations.jsonl").read_text().splitlines()]
+  assert [answer["user"] for answer in answers] == ["ann", "bob"]
+  assert all(len(answer["recommendations"]) == 3 for answer in answers)

@@ -119,7 +119,9 @@ class TrainingBatches:
     bucket_of = self._bucket_of(starts, ends)
     for index, bucket in enumerate(self.buckets):
       mine = rng.permutation(np.flatnonzero(bucket_of == index))
-      for rows in np.array_split(mine[: bucket.batches * bucket.rows], max(1, bucket.batches)):
+      if not bucket.batches:  # no training sample is so long; evaluation and serving may still meet such histories
+        continue
+      for rows in np.array_split(mine[: bucket.batches * bucket.rows], bucket.batches):
         plan.append((bucket, starts[rows], ends[rows]))
     runs = rng.permutation(len(plan) // self._run_length)
     return [plan[run * self._run_length + step] for run in runs for step in range(self._run_length)]
