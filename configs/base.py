@@ -3,7 +3,8 @@
 (none)      paper-sized (d_model 128, 6 heads of 64, d_ff 1024, 4+4 blocks), the corrected behaviour
 cpu         a model that trains usefully on 2 cores within 40 minutes
 reference   the published code's behaviour, quirk by quirk
-dense       no pruning, to compare with
+dense       no reduction, to compare with
+items       one token per item, the sum of its codes' embeddings, from the first block on
 """
 
 from rastp_jax import config as config_lib
@@ -21,7 +22,7 @@ def get_config(variants: str = ""):
 def cpu(config):
   """Fewer and narrower blocks, the last 20 items, no separators; codes that know behaviour besides text."""
   config.data.max_items = 20
-  config.semantic_ids.behaviour = 0.35  # text alone lets 22 % of Beauty's items collide, this 8 %
+  config.semantic_ids.collaborative_weight = 0.35  # text alone lets 22 % of Beauty's items collide, this 8 %
   config.model.d_model = 128
   config.model.num_heads = 2
   config.model.head_dim = 64
@@ -30,8 +31,8 @@ def cpu(config):
   config.model.decoder_blocks = 2
   config.model.mlp_hidden_layers = 1
   config.model.separator = False
-  config.pruning.after_block = (0,)
-  config.pruning.keep_ratio = (1 / 2,)
+  config.reduction.after_block = (0,)
+  config.reduction.keep_ratio = (1 / 2,)
   config.model.dropout = config.model.mlp_dropout = 0.1
   config.train.batch_size = 96
   config.train.length = "16 epochs"
@@ -43,17 +44,17 @@ def reference(config):
   """What the published code does where ours differs by default; each line is one of its quirks."""
   config.data.sampling = "subsequences"
   config.data.mix_users = False  # a micro-batch is one draw from 32 users
-  config.data.bucket_items = (30,)  # everything padded to 30 items; the last place stays empty
+  config.data.bucket_lengths = (30,)  # everything padded to 30 items; the last place stays empty
   config.model.uniform_width = True
   config.model.init = "reference"
   config.model.attention_dropout = 0.15
   config.model.mlp_dropout = 0.2775
-  config.pruning.keep_ratio = (1 / 3,)
-  config.pruning.positions = "none"
-  config.pruning.score_dropout = True
-  config.pruning.score_padded_queries = True
+  config.reduction.keep_ratio = (1 / 3,)
+  config.reduction.positions = "none"
+  config.reduction.score_dropout = True
+  config.reduction.score_padded_queries = True
   config.train.batch_size = 417  # samples of one draw, on average
-  config.train.accumulate = 16
+  config.train.grad_accumulation_steps = 16
   config.train.optimizer = "adam_l2"
   config.train.weight_decay = 1e-4
   config.train.warmup = "0 steps"
@@ -64,7 +65,13 @@ def reference(config):
 
 
 def dense(config):
-  config.pruning.criterion = "none"
+  config.reduction.method = "none"
 
 
-VARIANTS = {"cpu": cpu, "reference": reference, "dense": dense}
+def items(config):
+  config.reduction.method = "item_sum"
+  config.reduction.after_block = (-1,)
+  config.reduction.positions = "item"
+
+
+VARIANTS = {"cpu": cpu, "reference": reference, "dense": dense, "items": items}

@@ -13,13 +13,18 @@ from configs import base
 def get_config(variants: str = ""):
   config = base.get_config(variants)
   config.data.dataset = "own"
+  config.data.columns = ()  # names in order, if the interactions file has no header
   config.data.user_column = "user"
   config.data.item_column = "item"
-  config.data.time_column = "timestamp"
+  config.data.time_column = "timestamp"  # "": rows are in time order
+  config.data.time_format = ""  # like "%d/%m/%Y %H:%M", unless times are numbers or ISO dates
   config.data.title_column = "title"
   config.data.brand_column = "brand"
   config.data.categories_column = "categories"
-  config.data.core = 5
+  config.data.extra_columns = ()  # further ones that semantic_ids.text_template names
+  config.data.keep_all_items = False
+  config.data.k_core = 5
   config.data.min_length = 3
-  config.data.repeats = "keep"
+  config.data.repeats = "keep"  # or "first", or "consecutive"
+  config.data.split = "leave_one_out"  # or "time", at config.data.time_cut
   return config

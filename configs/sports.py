@@ -4,8 +4,8 @@
     python -m rastp_jax.train    --config=configs/sports.py:cpu --workdir=runs/sports  about 30 min on 2 cores
     python -m rastp_jax.evaluate --workdir=runs/sports
 
-The time follows from Beauty's samples a second. Not trained to the end yet; the paper's recall@10 is 0.0278 pruned and
-0.0289 dense.
+The time follows from Beauty's samples per second. Not trained to the end yet; recall@10 in the paper is 0.0278 pruned
+and 0.0289 dense.
 """
 
 from configs import base

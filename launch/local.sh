@@ -36,5 +36,5 @@ step() {
 py=.venv/bin/python
 step env JAX_BUILD="$build" bash launch/setup.sh
 step $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"}
-step ./launch/keep_going.sh $py -m rastp_jax.train --config="$config" --workdir="$workdir" "${training[@]}"
+step ./launch/restart_until_done.sh $py -m rastp_jax.train --config="$config" --workdir="$workdir" "${training[@]}"
 step $py -m rastp_jax.evaluate --workdir="$workdir"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's table from raw data: Beauty, Sports and Toys, dense and pruned, three seeds each, into docs/results/.
-#   ./launch/paper_table.sh --raw_dir=DIR            DIR holds beauty/, sports/ and toys/; wants an accelerator
+#   ./launch/paper_table.sh --raw_dir=DIR            DIR holds beauty/, sports/ and toys/; needs an accelerator
 #   ./launch/paper_table.sh --raw_dir=DIR --cpu      Beauty with the small models, under two hours on 2 cores
 #   ./launch/paper_table.sh --raw_dir=DIR --dry_run  prints every command and runs none
 # Run it again after an interruption: finished runs are skipped, an interrupted one is resumed.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# From nothing to a comparison of dense and pruned training:
+# From nothing to a comparison of three trainings: dense, RASTP, and one token per item:
 #   ./launch/quickstart.sh                                       generated data, a few minutes on 2 cores
 #   ./launch/quickstart.sh --dataset=beauty --raw_dir=DIR        Amazon Beauty (or sports, toys) from the files in DIR;
 #                                                                without --raw_dir they are downloaded
-# Further options: --workdir=DIR (default runs/DATASET); anything else goes to both training runs, like
+# Further options: --workdir=DIR (default runs/DATASET); anything else goes to all training runs, like
 #   --config.train.length="2 epochs"
 set -euo pipefail
 
@@ -18,8 +18,8 @@ for argument in "$@"; do
   esac
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-config=configs/$dataset.py:cpu dense=configs/$dataset.py:cpu,dense
-[[ $dataset == synthetic ]] && config=configs/tiny.py dense=configs/tiny.py:dense
+config=configs/$dataset.py:cpu variant=,
+[[ $dataset == synthetic ]] && config=configs/tiny.py variant=:
 [[ -f ${config%:*} ]] || { echo "error: there is no dataset '$dataset': choose synthetic, beauty, sports or toys." >&2; exit 2; }
 workdir="${workdir:-runs/$dataset}"
 source launch/setup.sh
@@ -28,11 +28,14 @@ step() { printf '\n== %s\n' "$1"; shift; printf '   %s\n' "$*"; "$@"; }
 py=.venv/bin/python
 step "Preparing the data and its semantic IDs" \
   $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"}
-step "Training without pruning" \
-  $py -m rastp_jax.train --config="$dense" --workdir="$workdir/dense" "${training[@]}"
+step "Training without a reduction" \
+  $py -m rastp_jax.train --config="$config${variant}dense" --workdir="$workdir/dense" "${training[@]}"
 step "Training with RASTP" \
-  $py -m rastp_jax.train --config="$config" --workdir="$workdir/pruned" "${training[@]}"
-step "Evaluating both" \
-  $py -m rastp_jax.evaluate --workdir="$workdir/dense" --workdir="$workdir/pruned"
+  $py -m rastp_jax.train --config="$config" --workdir="$workdir/rastp" "${training[@]}"
+step "Training with one token per item" \
+  $py -m rastp_jax.train --config="$config${variant}items" --workdir="$workdir/items" "${training[@]}"
+runs=(--workdir="$workdir/dense" --workdir="$workdir/rastp" --workdir="$workdir/items")
+step "Evaluating all three" \
+  $py -m rastp_jax.evaluate "${runs[@]}"
 step "Drawing the report: which tokens survive, learning curves, cost" \
-  $py -m rastp_jax.report --workdir="$workdir/dense" --workdir="$workdir/pruned" --output="$workdir/report"
+  $py -m rastp_jax.report "${runs[@]}" --output="$workdir/report"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM or pod slice: creates or re-uses it, copies this checkout, installs, prepares the data, starts
+# Trains on a Cloud TPU VM or pod slice: creates or reuses it, copies this checkout, installs, prepares the data, starts
 # all workers, follows the first one's log, and begins again after a preemption.
 #   ./launch/tpu_vm.sh --name=NAME --zone=ZONE --nfs=IP:/SHARE --config=configs/beauty.py --run=beauty
 #     [--type=v5litepod-16] [--version=v2-alpha-tpuv5-lite] [--project=PROJECT] [--spot] [--raw_dir=DIR ON THE SHARE]

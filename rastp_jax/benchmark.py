@@ -4,25 +4,24 @@
 
 needs the prepared dataset (`python -m rastp_jax.prepare`). It prints one table and writes it with every single timing.
 The numbers are medians over repeats that take turns, so that ratios hold on a machine whose speed drifts. --quick
-looks for two minutes: small batches, two repeats, training only.
+takes two minutes: small batches, two repeats, training only.
 """
 
-import dataclasses
-import platform
-import sys
 from typing import Any
 
-import jax
 from absl import flags
 
-from rastp_jax import cli, files, loading, sharding
-from rastp_jax.benchmarking.decoding_speed import DecodingSpeed, cost_of_transitions
-from rastp_jax.benchmarking.ratios import describe, make_ratios
-from rastp_jax.benchmarking.training_speed import TrainingSpeed, fastest_batch_size
-from rastp_jax.benchmarking.variants import make_variants
+from rastp_jax import config as config_lib
+from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.config import Config
-from rastp_jax.data.buckets import with_bucket_items
 from rastp_jax.errors import InputError
+from rastp_jax.experiments import results
+from rastp_jax.experiments.speed.decoding_speed import DecodingSpeed, cost_of_transitions
+from rastp_jax.experiments.speed.ratios import describe, make_ratios
+from rastp_jax.experiments.speed.training_speed import TrainingSpeed, fastest_batch_size
+from rastp_jax.experiments.speed.variants import make_variants
+from rastp_jax.runtime import cli, files, sharding
+from rastp_jax.training import runs
 
 _CONFIG = cli.define_config_flag()
 flags.adopt_module_key_flags(cli)  # so that --help shows them
@@ -30,26 +29,26 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write. Default: prin
 _BATCH_SIZES = flags.DEFINE_list(
   "batch_sizes",
   ["64"],
-  "Samples a step, on average. Of several, the one that trains fastest is found first; give accelerators a choice, "
+  "Samples per step, on average. Of several, the one that trains fastest is found first; give accelerators a choice, "
   "like 256,512,1024,2048,4096,8192.",
 )
 _REPEATS = flags.DEFINE_integer(
   "repeats",
   15,
-  "Timings of each training step, and of decoding, of which the medians count.",
+  "Timings of each training step, and of decoding; the result is their median.",
   lower_bound=1,
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of training alone, on batches of 16.")
 _CATALOGUES = flags.DEFINE_list(
-  "catalogues", ["12101", "1000000", "10000000"], "Items of the made-up catalogues that decoding is swept over."
+  "catalogues", ["12101", "1000000", "10000000"], "Items of the generated catalogues that decoding is swept over."
 )
 
 
 def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: list[int]) -> dict[str, Any]:
   """Measures training; with catalogues also the input pipeline and decoding."""
-  histories, semantic_ids = loading.load_data(config)
-  config, mesh = with_bucket_items(config, histories), sharding.make_mesh(config.mesh)
-  variants = make_variants(config)
+  histories, semantic_ids = runs.load_data(config)
+  mesh = sharding.make_mesh(config.mesh)
+  variants = make_variants(config, bucket_lengths(config.data, histories))
   make = lambda names: lambda size: TrainingSpeed({n: variants[n] for n in names}, histories, semantic_ids, mesh, size)
   batch_size, sweep = batch_sizes[0], []
   if len(batch_sizes) > 1:
@@ -57,14 +56,14 @@ def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: 
   result: dict[str, Any] = {"batch_size": batch_size, "batch_size_sweep": sweep}
   speed = make(list(variants))(batch_size)
   speed.run(repeats)
-  result["training"] = speed.figures()
+  result["training"] = speed.results()
   if catalogues:
     result["input"] = speed.live_and_constant("bucketed_pruned", steps=4, repeats=repeats)
     largest = max(catalogues)
     result["transitions"] = {str(largest): cost_of_transitions(largest, semantic_ids.widths[:-1])}
     decoding = DecodingSpeed(config, histories, semantic_ids, mesh, tuple(catalogues))
     decoding.run(repeats)
-    result["decoding"] = decoding.figures()
+    result["decoding"] = decoding.results()
   result["ratios"] = make_ratios(result)
   return result
 
@@ -75,21 +74,16 @@ def main():
   except ValueError as error:
     raise InputError(f"--batch_sizes and --catalogues are lists of numbers like 64,128: {error}.") from error
   config = cli.load_config(_CONFIG.value)
+  if _OUTPUT.value:
+    files.check_writable(_OUTPUT.value)
   if _QUICK.value:
     result = benchmark(config, [16], 2, [])
   else:
     result = benchmark(config, batch_sizes, _REPEATS.value, catalogues)
   print(describe(result))
   if _OUTPUT.value:
-    setting = {
-      "command": " ".join(["python", *sys.orig_argv[1:]]),
-      "device": jax.devices()[0].device_kind,
-      "devices": jax.device_count(),
-      "machine": platform.machine(),
-      "jax": jax.__version__,
-      "config": dataclasses.asdict(config),
-    }
-    files.write_json(_OUTPUT.value, {"ratios": result.pop("ratios"), **setting, **result})
+    config_values = {"config": config_lib.to_dict(config)}
+    results.write_result(_OUTPUT.value, {"ratios": result.pop("ratios"), **config_values, **result})
 
 
 if __name__ == "__main__":

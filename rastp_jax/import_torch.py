@@ -12,9 +12,8 @@ they were trained with: other codes would mean other items. Afterwards:
 
 from absl import flags
 
-from rastp_jax import cli, loading
-from rastp_jax.errors import InputError
-from rastp_jax.training import published_weights
+from rastp_jax.runtime import cli
+from rastp_jax.training import import_torch_weights, runs
 
 _CONFIG = cli.define_config_flag()
 flags.adopt_module_key_flags(cli)  # so that --help shows it
@@ -23,16 +22,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run to be made
 
 
 def main():
-  for flag, example in ((_WEIGHTS, "model.safetensors"), (_WORKDIR, "runs/published")):
-    if not flag.value:
-      raise InputError(f"--{flag.name} is missing: give it like --{flag.name}={example}.")
+  path, workdir = cli.require(_WEIGHTS, "model.safetensors"), cli.require(_WORKDIR, "runs/published")
   config = cli.load_config(_CONFIG.value)
-  weights = published_weights.read_weights(_WEIGHTS.value)
-  histories, semantic_ids = loading.load_data(config)
-  published_weights.import_weights(config, histories, semantic_ids, weights, _WORKDIR.value, origin=_WEIGHTS.value)
-  print(
-    f"{_WORKDIR.value}: {len(weights)} arrays imported; next: python -m rastp_jax.evaluate --workdir={_WORKDIR.value}"
-  )
+  weights = import_torch_weights.read_weights(path)
+  histories, semantic_ids = runs.load_data(config)
+  import_torch_weights.import_weights(config, histories, semantic_ids, weights, workdir, origin=path)
+  print(f"{workdir}: {len(weights)} arrays imported; next: python -m rastp_jax.evaluate --workdir={workdir}")
 
 
 if __name__ == "__main__":

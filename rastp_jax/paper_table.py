@@ -1,4 +1,4 @@
-"""The paper's table from raw data: Beauty, Sports, Toys, each dense and pruned, three seeds, beside published figures.
+"""The paper's table from raw data: Beauty, Sports, Toys, each dense and pruned, three seeds, beside published numbers.
 
     python -m rastp_jax.paper_table --raw_dir=DIR
 
@@ -9,26 +9,27 @@ without accelerator, --cpu makes the table of Beauty with the small models. --dr
 
 from absl import flags
 
-from rastp_jax import cli, paper_runs
+from rastp_jax.experiments import paper_table
+from rastp_jax.runtime import cli
 
-_DEFAULTS = paper_runs.Plan()
+_DEFAULTS = paper_table.TableRuns()
 _RAW_DIR = flags.DEFINE_string(
   "raw_dir", "", "Directory that holds beauty/, sports/ and toys/; not needed where they are prepared already."
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", _DEFAULTS.data_dir, "Takes the prepared data.")
-_RUNS_DIR = flags.DEFINE_string("runs_dir", _DEFAULTS.runs_dir, "Takes the training runs (with _cpu added by --cpu).")
-_OUTPUT = flags.DEFINE_string("output", "docs/results", "Directory that takes the table, as .json and .md.")
-_CPU = flags.DEFINE_bool("cpu", False, f"Only Beauty, with the :cpu configs and {paper_runs.CPU_LENGTH} a run.")
+_DATA_DIR = flags.DEFINE_string("data_dir", _DEFAULTS.data_dir, "Directory for the prepared data.")
+_RUNS_DIR = flags.DEFINE_string("runs_dir", _DEFAULTS.runs_dir, "Directory for the training runs (--cpu adds _cpu).")
+_OUTPUT = flags.DEFINE_string("output", "docs/results", "Directory for the table, as .json and .md.")
+_CPU = flags.DEFINE_bool("cpu", False, f"Only Beauty, with the :cpu configs and {paper_table.CPU_LENGTH} per run.")
 _LENGTH = flags.DEFINE_string("length", "", 'Length of every training, like "20 epochs", in place of the usual one.')
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print every command and run none.")
 
 
 def main():
-  plan = paper_runs.Plan(_RAW_DIR.value, _DATA_DIR.value, _RUNS_DIR.value, _CPU.value, _LENGTH.value)
+  runs = paper_table.TableRuns(_RAW_DIR.value, _DATA_DIR.value, _RUNS_DIR.value, _CPU.value, _LENGTH.value)
   if _DRY_RUN.value:
-    print(paper_runs.dry_run(plan))
+    print(paper_table.dry_run(runs))
     return
-  for path in paper_runs.execute(plan, _OUTPUT.value, paper_runs.run_command):
+  for path in paper_table.execute(runs, _OUTPUT.value, paper_table.run_command):
     print(f"wrote {path}")
 
 

@@ -1,4 +1,4 @@
-"""Test settings: eight fake devices, no silent rank promotion, shapes checked against signatures."""
+"""Test settings: eight fake devices, no silent promotion of ranks or dtypes, shapes checked against signatures."""
 
 import atexit
 import json
@@ -8,14 +8,15 @@ import shutil
 import sys
 import tempfile
 
-from tests.tools import compiling
+from tests.helpers import compiling
 
 os.environ["XLA_FLAGS"] = " ".join(
   ["--xla_force_host_platform_device_count=8", compiling.FLAGS, os.environ.get("XLA_FLAGS", "")]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["NPROC"] = "32"  # threads that the fake devices share: see rastp_jax/cli.py
+os.environ["NPROC"] = "32"  # threads that the fake devices share: see rastp_jax/runtime/cli.py
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # made by the first process, shared with those that it starts
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rastp_jax_compiled_")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -27,11 +28,13 @@ import pytest  # noqa: E402
 # Every jaxtyping signature of the model is checked while the tests run; in production it costs nothing.
 jaxtyping.install_import_hook("rastp_jax.model", "beartype.beartype")
 
-_FIGURES = pytest.StashKey[dict]()
+_DIFFERENCES = pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser):
-  parser.addoption("--figures", metavar="FILE", help="write the largest differences from the goldens to a JSON file")
+  parser.addoption(
+    "--differences", metavar="FILE", help="write the largest differences from the goldens to a JSON file"
+  )
 
 
 def pytest_collection_modifyitems(items):
@@ -41,22 +44,22 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-  config.stash[_FIGURES] = {}
-  if config.getoption("--figures") and config.getoption("numprocesses", None):
-    raise pytest.UsageError("--figures collects in one process: add --numprocesses=0.")
+  config.stash[_DIFFERENCES] = {}
+  if config.getoption("--differences") and config.getoption("numprocesses", None):
+    raise pytest.UsageError("--differences collects in one process: add --numprocesses=0.")
 
 
 @pytest.fixture(scope="session")
-def figures(pytestconfig) -> dict[str, dict[str, float]]:
+def differences(pytestconfig) -> dict[str, dict[str, float]]:
   """quantity -> {"tolerance", "largest difference"}, over all tests that compare with goldens."""
-  return pytestconfig.stash[_FIGURES]
+  return pytestconfig.stash[_DIFFERENCES]
 
 
 def pytest_sessionfinish(session):
-  path, figures = session.config.getoption("--figures"), session.config.stash[_FIGURES]
-  if path and figures:
+  path, differences = session.config.getoption("--differences"), session.config.stash[_DIFFERENCES]
+  if path and differences:
     command = " ".join(["python -m pytest", *sys.argv[1:]])
-    pathlib.Path(path).write_text(json.dumps({"command": command, "quantities": figures}, indent=2) + "\n")
+    pathlib.Path(path).write_text(json.dumps({"command": command, "quantities": differences}, indent=2) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +68,9 @@ def published_run(tmp_path_factory) -> pathlib.Path:
   import numpy as np
 
   from rastp_jax import config as config_lib
-  from rastp_jax import loading
-  from rastp_jax.data import raw
+  from rastp_jax.data.sources import detect
   from rastp_jax.semantic_ids.codes import SemanticIds, semantic_ids_path
-  from rastp_jax.training import published_weights
+  from rastp_jax.training import import_torch_weights, runs
 
   place = tmp_path_factory.mktemp("published")
   golden = np.load(pathlib.Path(__file__).parent / "golden" / "small_trained.npz")
@@ -76,7 +78,7 @@ def published_run(tmp_path_factory) -> pathlib.Path:
   np.savez(place / "weights.npz", **weights)
   sizes = json.loads(str(golden["config"]))
   config = config_lib.Config(
-    data=config_lib.DataConfig("synthetic", str(place / "data"), max_items=10, bucket_items=(4, 10)),
+    data=config_lib.DataConfig("synthetic", str(place / "data"), max_items=10, bucket_lengths=(4, 10)),
     model=config_lib.ModelConfig(
       d_model=sizes["d_model"],
       num_heads=sizes["num_heads"],
@@ -84,19 +86,29 @@ def published_run(tmp_path_factory) -> pathlib.Path:
       d_ff=sizes["d_ff"],
       uniform_width=True,
     ),
-    pruning=config_lib.PruningConfig(positions="none", score_dropout=True, score_padded_queries=True),
+    reduction=config_lib.ReductionConfig(positions="none", score_dropout=True, score_padded_queries=True),
     eval=config_lib.EvalConfig(batch_size=64),
   )
-  prepared, _ = raw.prepare_dataset(config.data)
+  prepared, _ = detect.prepare_dataset(config.data)
   width = sizes["num_embeddings_per_hierarchy"]
   provenance = {"dataset": "synthetic", "dataset_fingerprint": prepared.fingerprint}
   codes = SemanticIds(golden["catalogue_sids"][: prepared.num_items], (width,) * 4, provenance)
   codes.save(semantic_ids_path(config))
-  published_weights.import_weights(
+  import_torch_weights.import_weights(
     config,
-    *loading.load_data(config),
-    published_weights.read_weights(place / "weights.npz"),
+    *runs.load_data(config),
+    import_torch_weights.read_weights(place / "weights.npz"),
     place / "run",
     "weights.npz",
   )
   return place / "run"
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> pathlib.Path:
+  """The workdir of an uninterrupted tiny run on one device (see `tests/helpers/training.py`)."""
+  from tests.helpers.training import run
+
+  workdir = tmp_path_factory.mktemp("reference")
+  run(workdir)
+  return workdir

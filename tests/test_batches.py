@@ -1,5 +1,6 @@
 """Batches: what a sample is, which samples an epoch holds, and that buckets change neither."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -7,27 +8,22 @@ import pathlib
 import numpy as np
 import pytest
 
-from rastp_jax.config import Config, DataConfig
-from rastp_jax.data import buckets
-from rastp_jax.data.batches import TrainingBatches, evaluation_batches, gather, training_iterator
+from rastp_jax.batches import buckets
+from rastp_jax.batches.batches import TrainingBatches, evaluation_batches, gather, training_iterator, with_codes
+from rastp_jax.config import DataConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.semantic_ids.codes import SemanticIds
+from tests.helpers.data import LENGTHS, make_data
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+BUCKETS = DataConfig(max_items=20, bucket_lengths=(4, 8, 20))
+FLAT = DataConfig(max_items=20, bucket_lengths=(20,))
 
 
-def make_data(lengths, num_items=50):
-  rng = np.random.default_rng(0)
-  items = rng.integers(0, num_items, sum(lengths)).astype(np.int32)
-  offsets = np.concatenate([[0], np.cumsum(lengths)])
-  codes = SemanticIds.from_learned(rng.integers(0, 8, (num_items, 3)), 8, {})
-  return Histories(items, offsets, num_items, [str(i) for i in range(len(lengths))], "f"), codes
-
-
-LENGTHS = np.random.default_rng(1).integers(3, 40, 300).tolist()
-BUCKETS = DataConfig(max_items=20, bucket_items=(4, 8, 20))
-FLAT = DataConfig(max_items=20, bucket_items=(20,))
+def training_batches(histories, codes, config, **settings):
+  lengths = buckets.bucket_lengths(config, histories)
+  return TrainingBatches(histories, codes, config, lengths=lengths, **settings)
 
 
 def samples(source, steps):
@@ -45,7 +41,7 @@ def samples(source, steps):
 @pytest.mark.parametrize(("config", "run_length"), [(BUCKETS, 1), (FLAT, 1), (BUCKETS, 4)])
 def test_prefixes_come_once_an_epoch_each(config, run_length):
   histories, codes = make_data(LENGTHS)
-  source = TrainingBatches(histories, codes, config, batch_size=64, seed=7, run_length=run_length)
+  source = training_batches(histories, codes, config, batch_size=64, seed=7, run_length=run_length)
   expected = []
   for user in range(histories.num_users):
     items = histories.items[histories.offsets[user] : histories.offsets[user + 1] - 2]
@@ -62,13 +58,13 @@ def test_prefixes_come_once_an_epoch_each(config, run_length):
   assert samples(source, range(2)) != samples(source, range(source.steps_per_epoch, source.steps_per_epoch + 2))
 
 
-@pytest.mark.parametrize("bucket_items", [(3, 6, 20), (2, 4, 6, 20), (20,)])
+@pytest.mark.parametrize("bucket_lengths", [(3, 6, 20), (2, 4, 6, 20), (20,)])
 @pytest.mark.parametrize("sampling", ["prefixes", "subsequences"])
-def test_an_epoch_has_exactly_the_batches_announced_also_where_no_history_is_long(bucket_items, sampling):
+def test_an_epoch_has_exactly_the_batches_announced_also_where_no_history_is_long(bucket_lengths, sampling):
   histories, codes = make_data([4, 5, 6, 7, 8, 8, 7, 4] * 10)  # nobody fills max_items
-  config = DataConfig(max_items=20, bucket_items=bucket_items, sampling=sampling)
+  config = DataConfig(max_items=20, bucket_lengths=bucket_lengths, sampling=sampling)
   for run_length in (1, 3):
-    source = TrainingBatches(histories, codes, config, batch_size=16, seed=0, row_multiple=8, run_length=run_length)
+    source = training_batches(histories, codes, config, batch_size=16, seed=0, row_multiple=8, run_length=run_length)
     for epoch in range(3):
       assert len(source._plan(epoch)) == source.steps_per_epoch
       batches = [source[epoch * source.steps_per_epoch + step] for step in range(source.steps_per_epoch)]
@@ -81,7 +77,7 @@ def test_filler_rows_are_few():
   """Rows are rounded to a multiple of the devices; the number of batches makes up for it."""
   histories, codes = make_data(LENGTHS * 3)
   for config in (BUCKETS, FLAT):
-    source = TrainingBatches(histories, codes, config, batch_size=60, seed=7, row_multiple=8)
+    source = training_batches(histories, codes, config, batch_size=60, seed=7, row_multiple=8)
     real = len(source.epoch_samples(0)[0])
     rows = sum(bucket.rows * bucket.batches for bucket in source.buckets)
     assert real <= rows <= 1.06 * real
@@ -91,7 +87,7 @@ def test_filler_rows_are_few():
 
 def test_a_batch_depends_on_seed_and_number_alone():
   histories, codes = make_data(LENGTHS)
-  make = lambda seed, **kw: TrainingBatches(histories, codes, BUCKETS, batch_size=64, seed=seed, **kw)
+  make = lambda seed, **kw: training_batches(histories, codes, BUCKETS, batch_size=64, seed=seed, **kw)
   one, again, other = make(7), make(7), make(8)
   far = 5 * one.steps_per_epoch + 3
   wanted = again[far]  # never having made an earlier one
@@ -105,7 +101,7 @@ def test_a_batch_depends_on_seed_and_number_alone():
 
 def test_hosts_share_the_rows_of_one_batch():
   histories, codes = make_data(LENGTHS)
-  make = lambda **kw: TrainingBatches(histories, codes, BUCKETS, batch_size=64, seed=7, row_multiple=4, **kw)
+  make = lambda **kw: training_batches(histories, codes, BUCKETS, batch_size=64, seed=7, row_multiple=4, **kw)
   whole, parts = make(), [make(shard=(host, 4)) for host in range(4)]
   assert all(bucket.rows % 4 == 0 for bucket in whole.buckets)
   for step in range(5):
@@ -117,8 +113,8 @@ def test_subsequences_are_drawn_like_the_published_ones():
   """Per group of users: 512 draws with replacement from all contiguous sub-sequences, duplicates merged."""
   lengths = [12] * 64
   histories, codes = make_data(lengths)
-  config = DataConfig(max_items=20, bucket_items=(4, 20), sampling="subsequences")
-  source = TrainingBatches(histories, codes, config, batch_size=100, seed=0)
+  config = DataConfig(max_items=20, bucket_lengths=(4, 20), sampling="subsequences")
+  source = training_batches(histories, codes, config, batch_size=100, seed=0)
   counts, drawn = {}, []
   epochs = 60
   for epoch in range(epochs):
@@ -145,9 +141,9 @@ def test_subsequences_are_drawn_like_the_published_ones():
 def test_buckets_do_not_change_the_distribution_of_subsequences():
   histories, codes = make_data(LENGTHS)
   shares = []
-  for bucket_items in ((4, 8, 20), (20,)):
-    config = DataConfig(max_items=20, bucket_items=bucket_items, sampling="subsequences")
-    source = TrainingBatches(histories, codes, config, batch_size=200, seed=len(bucket_items))
+  for bucket_lengths in ((4, 8, 20), (20,)):
+    config = DataConfig(max_items=20, bucket_lengths=bucket_lengths, sampling="subsequences")
+    source = training_batches(histories, codes, config, batch_size=200, seed=len(bucket_lengths))
     sizes, lengths = [], np.zeros(21)
     for step in range(30 * source.steps_per_epoch):
       batch = source[step]
@@ -161,8 +157,8 @@ def test_buckets_do_not_change_the_distribution_of_subsequences():
 
 def test_a_draw_can_stay_together():
   histories, codes = make_data([10] * 128)
-  config = DataConfig(max_items=20, bucket_items=(20,), sampling="subsequences", mix_users=False)
-  source = TrainingBatches(histories, codes, config, batch_size=300, seed=0)
+  config = DataConfig(max_items=20, bucket_lengths=(20,), sampling="subsequences", mix_users=False)
+  source = training_batches(histories, codes, config, batch_size=300, seed=0)
   assert source.buckets[0].rows == 512 and source.steps_per_epoch == 4
   for step in range(8):
     _, starts, _ = source._plan(step // 4)[step % 4]
@@ -176,7 +172,8 @@ def test_truncation_and_padding_are_the_published_ones():
   for case in ("collate_long", "collate_short"):
     items, counts = units[f"{case}/items"].astype(np.int32), units[f"{case}/n_items"]
     histories = Histories(items, np.asarray([0, len(items)]), len(codes), ["0"], "f")
-    batch = gather(histories, codes, np.zeros(len(counts), int), counts, items=29, rows=len(counts))
+    ids = SemanticIds(codes, tuple(int(width) for width in codes.max(0) + 1))
+    batch = with_codes(gather(histories, np.zeros(len(counts), int), counts, items=29, rows=len(counts)), ids)
     published = units[f"{case}/input_ids"]
     np.testing.assert_array_equal(batch["history"].reshape(len(counts), -1), published[:, : 29 * 4])
     assert (published[:, 29 * 4 :] == -1).all()  # the target's place
@@ -197,17 +194,18 @@ def test_chosen_lengths_waste_least(number):
 @pytest.mark.parametrize("sampling", ["prefixes", "subsequences"])
 def test_lengths_are_chosen_for_the_samples_there_are(sampling):
   histories, codes = make_data(LENGTHS)
-  config = Config(data=DataConfig(max_items=20, sampling=sampling, buckets=3, samples_per_draw=100_000))
-  chosen = buckets.with_bucket_items(config, histories)
-  source = TrainingBatches(histories, codes, chosen.data, batch_size=64, seed=0)
+  config = DataConfig(max_items=20, sampling=sampling, num_buckets=3, samples_per_draw=100_000)
+  chosen = buckets.bucket_lengths(config, histories)
+  source = TrainingBatches(histories, codes, config, lengths=chosen, batch_size=64, seed=0)
   if sampling == "subsequences":  # all of them, the distribution behind the draws
     user = [(stop - first) for first, stop in zip(*histories.training_spans(), strict=True)]
     lengths = [min(j - i, 20) for n in user for j in range(1, n) for i in range(j)]
   else:
     starts, ends = source.epoch_samples(0)
     lengths = ends - 1 - starts
-  assert chosen.data.bucket_items == buckets.choose_lengths(np.bincount(lengths, minlength=21), 3)
-  assert buckets.with_bucket_items(chosen, histories) is chosen
+  assert chosen == buckets.choose_lengths(np.bincount(lengths, minlength=21), 3)
+  given = dataclasses.replace(config, bucket_lengths=(7, 20))
+  assert buckets.bucket_lengths(given, histories) == (7, 20)
 
 
 def test_evaluation_covers_every_user_once():
@@ -215,17 +213,19 @@ def test_evaluation_covers_every_user_once():
   for split, held_back in (("test", 1), ("validation", 2)):
     seen = []
     for host in range(2):
-      for batch in evaluation_batches(histories, codes, BUCKETS, split, batch_size=16, shard=(host, 2)):
+      for batch in evaluation_batches(
+        histories, BUCKETS, split, lengths=BUCKETS.bucket_lengths, batch_size=16, shard=(host, 2)
+      ):
         real = batch["user"] >= 0
         assert len(batch["user"]) == 8 and (batch["weight"] == real).all()
         for user, target in zip(batch["user"][real], batch["target"][real], strict=True):
           seen.append(user)
-          np.testing.assert_array_equal(target, codes.codes[histories.items[histories.offsets[user + 1] - held_back]])
+          assert target == histories.items[histories.offsets[user + 1] - held_back]
     assert sorted(seen) == list(range(300))
-  some = [
-    [b["user"][b["user"] >= 0] for b in evaluation_batches(histories, codes, config, "test", batch_size=16, users=40)]
-    for config in (BUCKETS, FLAT)
-  ]
+  held_out = lambda config: evaluation_batches(
+    histories, config, "test", lengths=config.bucket_lengths, batch_size=16, users=40
+  )
+  some = [[b["user"][b["user"] >= 0] for b in held_out(config)] for config in (BUCKETS, FLAT)]
   assert len(np.concatenate(some[0])) == 40
   np.testing.assert_array_equal(np.sort(np.concatenate(some[0])), np.sort(np.concatenate(some[1])))
 
@@ -233,7 +233,7 @@ def test_evaluation_covers_every_user_once():
 @pytest.mark.parametrize("workers, run_length", [(0, 1), (0, 3), (1, 3)])
 def test_the_iterator_starts_anywhere_and_its_state_is_a_position(workers, run_length):
   histories, codes = make_data(LENGTHS)
-  source = TrainingBatches(histories, codes, BUCKETS, batch_size=32, seed=7, run_length=run_length)
+  source = training_batches(histories, codes, BUCKETS, batch_size=32, seed=7, run_length=run_length)
   make = lambda: training_iterator(source, start=6 * run_length, run_length=run_length, workers=workers)
   run = lambda number: np.stack([source[number * run_length + step]["history"] for step in range(run_length)])
   iterator = make()
@@ -248,4 +248,4 @@ def test_the_iterator_starts_anywhere_and_its_state_is_a_position(workers, run_l
 def test_users_too_short_to_train_on_are_refused():
   histories, codes = make_data([3, 3, 3])
   with pytest.raises(InputError, match="No user of beauty has the 4 items"):
-    TrainingBatches(histories, codes, FLAT, batch_size=4, seed=0)
+    training_batches(histories, codes, FLAT, batch_size=4, seed=0)

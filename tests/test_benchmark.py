@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, and relates only what it measured."""
+"""The benchmark measures what it says, and its ratios are of what it measured."""
 
 import dataclasses
 import math
@@ -7,17 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from rastp_jax.benchmarking.decoding_speed import DecodingSpeed, cost_of_transitions, generated_codes
-from rastp_jax.benchmarking.ratios import describe, make_ratios, speed_intervals
-from rastp_jax.benchmarking.training_speed import TrainingSpeed, fastest_batch_size
-from rastp_jax.benchmarking.variants import make_variants
-from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig, TrainConfig
+from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, ReductionConfig, TrainConfig
 from rastp_jax.data.histories import Histories
+from rastp_jax.experiments.speed.decoding_speed import DecodingSpeed, cost_of_transitions, generated_codes
+from rastp_jax.experiments.speed.ratios import describe, make_ratios, speed_intervals
+from rastp_jax.experiments.speed.training_speed import TrainingSpeed, fastest_batch_size
+from rastp_jax.experiments.speed.variants import make_variants
+from rastp_jax.runtime.sharding import make_mesh
 from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.sharding import make_mesh
 
 CONFIG = Config(
-  data=DataConfig(max_items=29, bucket_items=(6, 29)),
+  data=DataConfig(max_items=29, bucket_lengths=(6, 29)),
   model=ModelConfig(
     d_model=16,
     num_heads=2,
@@ -29,10 +29,13 @@ CONFIG = Config(
     dropout=0.0,  # compiles faster
     mlp_dropout=0.0,
   ),
-  pruning=PruningConfig(after_block=(0,)),
+  reduction=ReductionConfig(after_block=(0,)),
   train=TrainConfig(optimizer="adam", weight_decay=0.0, clip_norm=0.0),
-  eval=EvalConfig(beam_width=4, batch_size=16, ks=(1,)),
+  eval=EvalConfig(beam_width=4, batch_size=16, top_k=(1,)),
 )
+
+
+LENGTHS = CONFIG.data.bucket_lengths
 
 
 def make_data():
@@ -49,53 +52,53 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def result():
-  variants = make_variants(CONFIG)
+  variants = make_variants(CONFIG, LENGTHS)
   few = {name: variants[name] for name in ("padded_dense", "bucketed_pruned")}  # each program takes seconds to compile
   speed = TrainingSpeed(few, *make_data(), mesh(), batch_size=8)
   speed.run(2)
-  result = {"training": speed.figures(), "input": speed.live_and_constant("bucketed_pruned", steps=8, repeats=2)}
-  one_length = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, bucket_items=(29,)))
+  result = {"training": speed.results(), "input": speed.live_and_constant("bucketed_pruned", steps=8, repeats=2)}
+  one_length = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, bucket_lengths=(29,)))
   decoding = DecodingSpeed(one_length, *make_data(), mesh(), (100, 2000))
   decoding.run(2)
-  return result | {"decoding": decoding.figures(), "transitions": {"2000": {"seconds": 2.0, "peak_gb": 0.5}}}
+  return result | {"decoding": decoding.results(), "transitions": {"2000": {"seconds": 2.0, "peak_gb": 0.5}}}
 
 
-def test_variants_differ_in_lengths_and_pruning_alone():
-  variants = make_variants(CONFIG)
+def test_variants_differ_in_lengths_and_reduction_alone():
+  variants = make_variants(CONFIG, LENGTHS)
   assert {v.data.sampling for v in variants.values()} == {"subsequences"}
-  assert variants["padded_dense"].data.bucket_items == (30,)
-  assert variants["bucketed_keep50"].pruning.keep_tokens == (50,)
+  assert variants["padded_dense"].data.bucket_lengths == (30,)
+  assert variants["bucketed_keep50"].reduction.keep_tokens == (50,)
   assert variants["last10_dense"].data == dataclasses.replace(
-    variants["bucketed_dense"].data, max_items=10, bucket_items=(6, 10)
+    variants["bucketed_dense"].data, max_items=10, bucket_lengths=(6, 10)
   )
   for name, variant in variants.items():
-    assert (variant.pruning.criterion == "none") == name.endswith("dense")
-    assert dataclasses.replace(variant, data=CONFIG.data, pruning=CONFIG.pruning) == CONFIG
+    assert (variant.reduction.method == "none") == name.endswith("dense")
+    assert dataclasses.replace(variant, data=CONFIG.data, reduction=CONFIG.reduction) == CONFIG
 
 
-def test_training_figures_follow_from_the_timings(result):
-  for name, figures in result["training"].items():
-    steps = sum(shape["batches_an_epoch"] for shape in figures["shapes"])
-    seconds = sum(shape["batches_an_epoch"] * np.median(shape["seconds"]) for shape in figures["shapes"])
-    samples = figures["samples_a_step"] * steps
-    np.testing.assert_allclose(figures["samples_per_second"], samples / seconds)
-    positions = sum(shape["batches_an_epoch"] * shape["rows"] * shape["items"] for shape in figures["shapes"]) * 3
-    np.testing.assert_allclose(figures["real_tokens_per_second"] * seconds, positions * (1 - figures["padding_share"]))
-    assert all(len(shape["seconds"]) == 2 for shape in figures["shapes"]), name
+def test_training_results_follow_from_the_timings(result):
+  for name, found in result["training"].items():
+    steps = sum(shape["batches_an_epoch"] for shape in found["shapes"])
+    seconds = sum(shape["batches_an_epoch"] * np.median(shape["seconds"]) for shape in found["shapes"])
+    samples = found["samples_a_step"] * steps
+    np.testing.assert_allclose(found["samples_per_second"], samples / seconds)
+    positions = sum(shape["batches_an_epoch"] * shape["rows"] * shape["items"] for shape in found["shapes"]) * 3
+    np.testing.assert_allclose(found["real_tokens_per_second"] * seconds, positions * (1 - found["padding_share"]))
+    assert all(len(shape["seconds"]) == 2 for shape in found["shapes"]), name
   padded, pruned = result["training"]["padded_dense"], result["training"]["bucketed_pruned"]
-  for figure in ("padding_share", "flops_a_sample", "bytes_a_sample", "peak_bytes"):
-    assert pruned[figure] < padded[figure], figure
+  for cost in ("padding_share", "flops_a_sample", "bytes_a_sample", "peak_bytes"):
+    assert pruned[cost] < padded[cost], cost
 
 
-def test_a_run_needs_one_program_a_bucket(result):
+def test_a_run_needs_one_program_per_bucket(result):
   assert result["input"]["compiles"] == result["input"]["buckets"] == 2
 
 
-def test_ratios_relate_figures_of_the_run(result):
-  figures = result["training"]["padded_dense"]
+def test_ratios_are_of_the_runs_own_measurements(result):
+  found = result["training"]["padded_dense"]
   training = {
-    name: {**figures, "samples_per_second": 10.0 + place, "flops_a_sample": 90.0 - 7 * place, "peak_bytes": 50 - place}
-    for place, name in enumerate(make_variants(CONFIG))
+    name: {**found, "samples_per_second": 10.0 + index, "flops_a_sample": 90.0 - 7 * index, "peak_bytes": 50 - index}
+    for index, name in enumerate(make_variants(CONFIG, LENGTHS))
   }
   ratios = make_ratios(result | {"training": training})
   expected = {
@@ -120,14 +123,14 @@ def test_ratios_relate_figures_of_the_run(result):
 
 
 def test_intervals_tell_drift_from_difference(result):
-  def figures(*seconds_of_shapes):
-    shapes = [{"batches_an_epoch": 1 + place, "seconds": seconds} for place, seconds in enumerate(seconds_of_shapes)]
+  def timed(*seconds_of_shapes):
+    shapes = [{"batches_an_epoch": 1 + index, "seconds": seconds} for index, seconds in enumerate(seconds_of_shapes)]
     return {"samples_a_step": 8.0, "shapes": shapes}
 
   drift, noise = np.linspace(1.0, 3.0, 31), np.random.default_rng(0).uniform(1.0, 2.0, 31)
-  training = {name: figures(2 * drift, drift) for name in make_variants(CONFIG)}
-  training["padded_pruned"] = figures(drift, drift / 2)
-  training["last10_dense"] = figures(drift * noise, drift * noise)
+  training = {name: timed(2 * drift, drift) for name in make_variants(CONFIG, LENGTHS)}
+  training["padded_pruned"] = timed(drift, drift / 2)
+  training["last10_dense"] = timed(drift * noise, drift * noise)
   intervals = speed_intervals(training)
   np.testing.assert_allclose(intervals["padded_pruned_vs_padded_dense"], 2.0)  # every turn says the same
   np.testing.assert_allclose(intervals["bucketed_pruned_vs_bucketed_dense"], 1.0)
@@ -155,7 +158,7 @@ def test_the_sweep_stops_when_larger_batches_bring_nothing():
     def run(self, repeats):
       pass
 
-    def figures(self):
+    def results(self):
       return {"only": {"samples_per_second": min(self.size, 400) * 1.0}}
 
   best, tried = fastest_batch_size(Fake, [100, 200, 400, 800, 1600], 1)

@@ -1,4 +1,4 @@
-"""Item vectors from behaviour: neighbours lie together, held-out items stay unseen, weights mean what they say."""
+"""Collaborative vectors: neighbours are close together, held-out items stay unseen, weights mean what they say."""
 
 import numpy as np
 
@@ -44,10 +44,10 @@ def test_users_without_any_item_to_look_at_are_passed_over():
 def test_the_weight_shares_the_inner_product():
   rng = np.random.default_rng(0)
   content = rng.normal(size=(5, 7)) * 3
-  behaviour = rng.normal(size=(5, 4))
-  behaviour /= np.linalg.norm(behaviour, axis=1, keepdims=True)
+  together = rng.normal(size=(5, 4))
+  together /= np.linalg.norm(together, axis=1, keepdims=True)
   unit = content / np.linalg.norm(content, axis=1, keepdims=True)
   for weight in (0.0, 0.3, 1.0):
-    joined = collaborative.join(content, behaviour, weight)
-    expected = (1 - weight) * unit @ unit.T + weight * behaviour @ behaviour.T
+    joined = collaborative.join(content, together, weight)
+    expected = (1 - weight) * unit @ unit.T + weight * together @ together.T
     np.testing.assert_allclose(joined @ joined.T, expected, atol=1e-5)

@@ -1,20 +1,31 @@
 """Raw files in, flat histories out: what is kept, what is refused, and that a refusal leaves nothing behind."""
 
+import dataclasses
 import gzip
 import json
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from rastp_jax import files
-from rastp_jax.data import amazon_reviews, histories, synthetic
-from rastp_jax.data.sequences import SequencesDirectory
+from rastp_jax.config import DataConfig
+from rastp_jax.data import datasets, histories
+from rastp_jax.data import prepared as prepared_lib
+from rastp_jax.data.items import Item
+from rastp_jax.data.sources import detect, synthetic
+from rastp_jax.data.sources.sequences import SequencesDirectory
+from rastp_jax.data.sources.source import RawData
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import files
+from tests.helpers import synthetic_recall
 
 SEQUENCES = ["alice 1 2 3 4", "bob 4 3", "carol 2 2 5"]
 ITEMS = [{"item_id": k, "title": f"Item {k}", "brand": "", "categories": [["A", f"B{k}"]]} for k in range(1, 6)]
@@ -23,8 +34,8 @@ ITEMS = [{"item_id": k, "title": f"Item {k}", "brand": "", "categories": [["A", 
 @pytest.fixture(autouse=True)
 def sized(monkeypatch):
   """A dataset whose published sizes are those of the files above."""
-  config = amazon_reviews.ReviewsConfig(name="sized", description="for tests", users=2, items=5, interactions=7)
-  monkeypatch.setattr(amazon_reviews, "DATASETS", [*amazon_reviews.DATASETS, config])
+  published = datasets.NamedDataset("for tests", users=2, items=5, interactions=7)
+  monkeypatch.setitem(datasets.DATASETS, "sized", published)
 
 
 def write_raw(root: pathlib.Path, sequences=SEQUENCES, items=ITEMS, gzipped=True) -> str:
@@ -37,7 +48,7 @@ def write_raw(root: pathlib.Path, sequences=SEQUENCES, items=ITEMS, gzipped=True
 
 
 def prepare(tmp_path, raw_dir, dataset="small"):
-  return amazon_reviews.prepare(str(tmp_path / "data"), dataset, SequencesDirectory(raw_dir))
+  return prepared_lib.prepare(str(tmp_path / "data"), dataset, SequencesDirectory(raw_dir))
 
 
 def files_under(root: pathlib.Path) -> dict[str, bytes]:
@@ -63,7 +74,7 @@ def test_histories_and_items_survive_the_round_trip(tmp_path, gzipped):
 
 def test_items_are_ordered_by_id_not_by_line(tmp_path):
   prepared = prepare(tmp_path, write_raw(tmp_path / "raw", items=ITEMS[::-1]))
-  assert [item.item_id for item in prepared.items()] == ["1", "2", "3", "4", "5"]
+  assert [item.item_id for item in prepared.items] == ["1", "2", "3", "4", "5"]
 
 
 def test_leave_one_out():
@@ -99,7 +110,7 @@ def test_another_source_is_refused_and_overwrites_nothing(tmp_path):
 
 BAD_ITEM = {"item_id": "2", "title": "text instead of a number"}
 REFUSED = {
-  "id is no integer": (dict(sequences=["u 1 2 3", "v 1 x7 3"]), r"sequences.txt.gz line 2 has the item id 'x7'"),
+  "id is not an integer": (dict(sequences=["u 1 2 3", "v 1 x7 3"]), r"sequences.txt.gz line 2 has the item id 'x7'"),
   "id is a fraction": (dict(sequences=["u 1 2.5 3"]), r"line 1 has the item id '2.5', expected integers from 1 to 5"),
   "id without a row": (dict(sequences=["u 1 2 6"]), r"line 1 has the item id 6, which has no row in .*items.jsonl.gz"),
   "id zero": (dict(sequences=["u 0 2 3"]), r"line 1 has the item id 0, which has no row"),
@@ -136,7 +147,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path):
   raw_dir = write_raw(tmp_path / "raw", gzipped=False)
   path = tmp_path / "raw" / "sequences.txt"
   path.write_bytes(path.read_bytes() + b"d\xffn 1 2 3\n")
-  with pytest.raises(InputError, match="sequences.txt line 4 is no UTF-8"):
+  with pytest.raises(InputError, match="sequences.txt line 4 is not UTF-8"):
     prepare(tmp_path, raw_dir)
 
 
@@ -169,23 +180,24 @@ def test_an_interrupted_write_leaves_nothing_and_can_be_repeated(tmp_path, monke
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(amazon_reviews, "_history_rows", stopped)
+    patch.setattr(prepared_lib, "_history_rows", stopped)
     with pytest.raises(KeyboardInterrupt):
-      amazon_reviews.prepare(str(tmp_path / "data"), "small", source)
+      prepared_lib.prepare(str(tmp_path / "data"), "small", source)
   assert not (tmp_path / "data").exists()
-  assert amazon_reviews.prepare(str(tmp_path / "data"), "small", source).num_users == 2
+  assert prepared_lib.prepare(str(tmp_path / "data"), "small", source).num_users == 2
 
 
 KILLED = """
 import os, signal, sys
-from rastp_jax.data import amazon_reviews, sequences
+from rastp_jax.data import prepared as prepared_lib
+from rastp_jax.data.sources import sequences
 
 def killed(*_):
   yield {"user_id": "alice", "items": [0, 1, 2, 3]}
   os.kill(os.getpid(), signal.SIGKILL)
 
-amazon_reviews._history_rows = killed
-amazon_reviews.prepare(sys.argv[1], "small", sequences.SequencesDirectory(sys.argv[2]))
+prepared_lib._history_rows = killed
+prepared_lib.prepare(sys.argv[1], "small", sequences.SequencesDirectory(sys.argv[2]))
 """
 
 
@@ -213,7 +225,7 @@ def test_a_run_killed_between_the_two_moves_is_repeated(tmp_path):
 def test_two_runs_at_once_do_not_mix(tmp_path):
   raw_dir = write_raw(tmp_path / "raw")
   with (
-    files.workshop(tmp_path / "data" / ".preparing_small"),
+    files.scratch_directory(tmp_path / "data" / ".preparing_small"),
     pytest.raises(InputError, match="Another process is writing to .*preparing_small: wait"),
   ):
     prepare(tmp_path, raw_dir)
@@ -235,12 +247,76 @@ def test_a_torn_table_is_refused(tmp_path):
     histories.load(str(tmp_path / "data"), "small")
 
 
+class Pair:
+  """A generated source of two users and two items."""
+
+  where = "the pair"
+  settings: Mapping[str, Any] = {}
+
+  def fingerprint(self) -> str:
+    return "pair"
+
+  def read(self) -> RawData:
+    items, offsets = np.array([0, 1, 0, 1, 1, 0], np.int32), np.array([0, 3, 6])
+    return RawData(pa.array(["a", "b"], pa.large_string()), items, offsets, [Item("x"), Item("y")], 2)
+
+  def embeddings(self, num_items: int) -> None:
+    del num_items
+
+
+def test_a_new_named_dataset_is_one_entry(tmp_path, monkeypatch):
+  monkeypatch.setitem(datasets.DATASETS, "pair", datasets.NamedDataset("Two users.", 2, 2, 6, source=Pair))
+  data = DataConfig(dataset="pair", data_dir=str(tmp_path / "data"))
+  prepared, source = detect.prepare_dataset(data)  # without files
+  assert isinstance(source, Pair) and prepared.num_interactions == 6
+  assert '"Two users."' in (pathlib.Path(prepared.items_dir) / "dataset_info.json").read_text()
+  with pytest.raises(InputError, match="did you mean 'pair'"):
+    prepared_lib.open_prepared(str(tmp_path / "data"), "pai")
+  monkeypatch.setitem(datasets.DATASETS, "other", datasets.NamedDataset("Others.", 3, source=Pair))
+  with pytest.raises(InputError, match="has 2 users .* expected the 3 published for 'other'"):
+    detect.prepare_dataset(dataclasses.replace(data, dataset="other"))
+  # An Amazon category is looked for under its own file names.
+  soap = datasets.NamedDataset("Soap.", category="Soap_and_Water")
+  monkeypatch.setitem(datasets.DATASETS, "soap", soap)
+  with pytest.raises(InputError, match="looked for .*reviews_Soap_and_Water_5.json and meta_Soap_and_Water.json"):
+    detect.prepare_dataset(dataclasses.replace(data, dataset="soap"), str(tmp_path))
+
+
+NOTHING_LEFT = """
+import sys
+from rastp_jax.config import DataConfig
+from rastp_jax.data import histories
+from rastp_jax.data.sources import detect
+from rastp_jax.errors import InputError
+
+data_dir, raw_dir = sys.argv[1:]
+try:
+  histories.load(data_dir, "small")
+except InputError:
+  pass
+for dataset, directory in (("synthetic", None), ("small", raw_dir)):
+  for _ in range(2):
+    detect.prepare_dataset(DataConfig(dataset=dataset, data_dir=data_dir), directory)
+  assert histories.load(data_dir, dataset).num_users and histories.load_items(data_dir, dataset)
+"""
+
+
+def test_nothing_is_left_in_the_temporary_directory(tmp_path):
+  (tmp_path / "tmp").mkdir()
+  arguments = [sys.executable, "-c", NOTHING_LEFT, str(tmp_path / "data"), write_raw(tmp_path / "raw")]
+  environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+  done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert not list((tmp_path / "tmp").iterdir())
+  assert {path.name for path in (tmp_path / "data").iterdir()} == {"review_histories", "review_items"}
+
+
 def test_synthetic_rewards_history_and_nothing_else(tmp_path):
   source = synthetic.SyntheticSource()
   users = [rows for _, rows in source.users()]
   assert {len(rows) for rows in users} <= set(range(5, 30)) and max(map(max, users)) < synthetic.NUM_ITEMS
-  assert synthetic.popularity_recall(users) < 0.1
-  assert synthetic.oracle_recall(source, users) > 0.8
+  assert synthetic_recall.popularity_recall(users) < 0.1
+  assert synthetic_recall.oracle_recall(source, users) > 0.8
 
   # Knowing only the last item: the best 10 successors, counted on the very targets they are judged by (which flatters
   # them: what can be learned is half of the oracle's).
@@ -254,6 +330,6 @@ def test_synthetic_rewards_history_and_nothing_else(tmp_path):
   same = synthetic.SyntheticSource()
   assert list(same.users()) == list(source.users()) and same.fingerprint() == source.fingerprint()
   assert synthetic.SyntheticSource(seed=1).fingerprint() != source.fingerprint()
-  prepared = amazon_reviews.prepare(str(tmp_path), "synthetic", source)
+  prepared = prepared_lib.prepare(str(tmp_path), "synthetic", source)
   loaded = histories.load(str(tmp_path), "synthetic")
   assert np.concatenate(users).tolist() == loaded.items.tolist() and prepared.num_users == loaded.num_users == 2000

@@ -1,10 +1,47 @@
-"""The figures on every page are those of docs/results."""
+"""The numbers on every page are those of docs/results, and every command it mentions exists."""
+
+import importlib.util
+import pathlib
+import re
 
 import pytest
 
-from docs import update_tables
+from rastp_jax import experiment
+from rastp_jax.experiments import tables
+
+ROOT = pathlib.Path(__file__).parent.parent
+# All that tells people what to type.
+PATTERNS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "launch/*", "configs/*.py", "rastp_jax/**/*.[pj]*")
+MODULE = re.compile(r"-m (rastp_jax[.\w]*)(?: (\w+))?")
+SCRIPT = re.compile(r"(?<![\w/.])(?:\./)?(launch/\w+(?:\.\w+)?)")
 
 
-@pytest.mark.parametrize("page", update_tables.PAGES, ids=lambda page: page.name)
+def pages() -> list[pathlib.Path]:
+  found = (path for pattern in PATTERNS for path in ROOT.glob(pattern))
+  return sorted(path for path in found if path.is_file() and path.suffix != ".pyc")
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
 def test_tables_are_up_to_date(page):
-  assert update_tables.filled(page.read_text()) == page.read_text()
+  assert tables.filled(page.read_text()) == page.read_text()
+
+
+def test_every_command_that_is_mentioned_exists():
+  names, wrong = experiment.find(), []
+  for page in pages():
+    text = page.read_text()
+    for module, argument in MODULE.findall(text):
+      module = module.rstrip(".")
+      if module.endswith(".NAME"):
+        continue
+      exists = importlib.util.find_spec(module) is not None
+      if module == "rastp_jax.experiment" and argument not in ("", "NAME"):
+        exists = argument in names
+      if not exists:
+        wrong.append(f"{page.relative_to(ROOT)}: python -m {module} {argument}")
+    wrong += [f"{page.relative_to(ROOT)}: {script}" for script in SCRIPT.findall(text) if not (ROOT / script).exists()]
+  assert not wrong
+
+
+def test_docs_holds_no_programs():
+  assert not list(ROOT.glob("docs/**/*.py"))

@@ -1,30 +1,12 @@
-"""The three binaries on the generated data, as a user runs them."""
+"""The commands on the generated data, as a user runs them."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-from rastp_jax.data import histories, synthetic
-from tests.tools import compiling
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def command(*arguments, cwd=ROOT):
-  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  done = subprocess.run(
-    [sys.executable, "-m", *map(str, arguments)],
-    cwd=cwd,
-    env={**environment, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiling.FLAGS},
-    capture_output=True,
-    text=True,
-    timeout=400,
-  )
-  return done.returncode, done.stdout, done.stderr
+from rastp_jax.data import histories
+from tests.helpers.commands import ROOT, command
+from tests.helpers.synthetic_recall import popularity_recall
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +20,7 @@ def trained(tmp_path_factory):
   cache = f"--compilation_cache={place / 'compiled'}"
   for name, length in runs.items():
     train = [*config, f"--config.train.length={length}", "--config.train.log_every=50 steps"]
-    train += ["--config.train.eval_users=200", "--config.data.max_items=4", "--config.data.buckets=1"]
+    train += ["--config.train.eval_users=200", "--config.data.max_items=4", "--config.data.num_buckets=1"]
     code, out, err = command("rastp_jax.train", *train, cache, f"--workdir={place / name}")
     assert code == 0, err
   code, again, err = command("rastp_jax.train", *train, f"--workdir={place / name}")
@@ -52,15 +34,15 @@ def test_a_trained_model_beats_popularity_and_an_untrained_one_does_not(trained)
   place, _, table = trained
   loaded = histories.load(str(place / "data"), "synthetic")
   users = [loaded.items[a:b].tolist() for a, b in zip(loaded.offsets[:-1], loaded.offsets[1:], strict=True)]
-  popularity = synthetic.popularity_recall(users)
-  figures = {name: json.loads((place / name / "eval_test.json").read_text()) for name in ("none", "some")}
-  assert figures["some"]["recall@10"] > 3 * popularity
-  assert figures["none"]["recall@10"] < 2 * popularity
-  for figure in figures.values():
-    assert figure["users"] == 2000 and figure["beam_width"] == 10
-    assert figure["invalid_beams"] == figure["repeated_beams"] == 0
-    assert {"recall@5", "ndcg@5", "ndcg@10", "step", "config", "command", "step_bytes"} <= set(figure)
-  assert f"{figures['some']['recall@10']:.4f}" in table and "ratio to the first" in table
+  popularity = popularity_recall(users)
+  metrics = {name: json.loads((place / name / "eval_test.json").read_text()) for name in ("none", "some")}
+  assert metrics["some"]["recall@10"] > 3 * popularity
+  assert metrics["none"]["recall@10"] < 2 * popularity
+  for values in metrics.values():
+    assert values["users"] == 2000 and values["beam_width"] == 10
+    assert values["invalid_beams"] == values["repeated_beams"] == 0
+    assert {"recall@5", "ndcg@5", "ndcg@10", "step", "config", "command", "step_bytes"} <= set(values)
+  assert f"{metrics['some']['recall@10']:.4f}" in table and "ratio to the first" in table
 
 
 def test_logs_are_complete(trained):
@@ -75,14 +57,14 @@ def test_logs_are_complete(trained):
 
 def test_a_pruned_model_can_be_decoded_densely(trained):
   place, _, _ = trained
-  dense = ["--override=pruning.criterion=none", f"--override=data.data_dir={place / 'data'}"]
+  dense = ["--override=reduction.method=none", f"--override=data.data_dir={place / 'data'}"]
   code, _, err = command("rastp_jax.evaluate", f"--workdir={place / 'some'}", *dense)
   assert code == 2 and err.strip().splitlines()[-1].startswith("error: --override needs --output=FILE")
   output = place / "dense.json"
   code, _, err = command("rastp_jax.evaluate", f"--workdir={place / 'some'}", *dense, f"--output={output}")
   assert code == 0, err
-  figures, pruned = (json.loads(path.read_text()) for path in (output, place / "some" / "eval_test.json"))
-  assert figures["config"]["pruning"]["criterion"] == "none" and figures["recall@10"] != pruned["recall@10"]
+  metrics, pruned = (json.loads(path.read_text()) for path in (output, place / "some" / "eval_test.json"))
+  assert metrics["config"]["reduction"]["method"] == "none" and metrics["recall@10"] != pruned["recall@10"]
 
 
 def test_the_report_of_both_runs_shows_item_titles(trained):

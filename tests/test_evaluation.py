@@ -1,4 +1,4 @@
-"""Metrics against the published ones and against twenty lines of NumPy; what is kept of every user; comparisons."""
+"""Metrics against the published ones and against a plain count; every user's rank; comparisons."""
 
 import collections
 import dataclasses
@@ -14,17 +14,17 @@ import pytest
 from flax import nnx
 
 from rastp_jax import config as config_lib
-from rastp_jax import sharding
-from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig
+from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, ReductionConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
-from rastp_jax.evaluation import breakdown, comparison, metrics, report, results
-from rastp_jax.evaluation.answers import Answers
+from rastp_jax.evaluation import breakdown, comparison, metrics, results, tables
 from rastp_jax.evaluation.evaluator import Evaluator
-from rastp_jax.evaluation.results import Result
-from rastp_jax.model.beam_search import beam_search
+from rastp_jax.evaluation.user_ranks import UserRanks
+from rastp_jax.generation.beam_search import beam_search
 from rastp_jax.model.encoder_decoder import EncoderDecoder
-from tests.test_batches import LENGTHS, make_data
+from rastp_jax.runtime import sharding
+from tests.helpers.data import LENGTHS, make_data
+from tests.helpers.results import make_result
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -33,11 +33,23 @@ def test_metrics_are_the_published_ones():
   units = np.load(GOLDEN / "units.npz")
   order = np.argsort(-units["metric/probs"], axis=1, kind="stable")
   beams = np.take_along_axis(units["metric/ids"], order[..., None], axis=1)
-  ranks = metrics.target_ranks(beams, units["metric/labels"])
+  # Each sequence of codes is an item of its own.
+  _, items = np.unique(
+    np.concatenate([beams, units["metric/labels"][:, None]], axis=1).reshape(-1, beams.shape[-1]),
+    axis=0,
+    return_inverse=True,
+  )
+  items = items.reshape(len(beams), -1)
+  ranks = metrics.target_ranks(items[:, :-1], items[:, -1])
   sums = metrics.ranking_sums(ranks, (5, 10))
   for name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
     value = sums[name]
     assert value / len(ranks) == pytest.approx(float(units[f"metric/{name}"]), abs=1e-6)
+
+
+def test_beams_that_are_not_an_item_keep_their_rank():
+  items = np.asarray([[-1, 4, -1, 2], [-1, -1, -1, -1], [2, -1, 2, 4]])
+  assert metrics.target_ranks(items, np.asarray([2, 2, 2])).tolist() == [3, 4, 0]
 
 
 def test_faults_are_counted():
@@ -50,22 +62,22 @@ def setting():
   histories, codes = make_data(LENGTHS[:120])
   config = dataclasses.replace(
     Config(),
-    data=DataConfig(max_items=20, bucket_items=(8, 20)),
+    data=DataConfig(max_items=20, bucket_lengths=(8, 20)),
     eval=EvalConfig(batch_size=10, beam_width=10),
   )
   model_config = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=2, decoder_blocks=1)
-  model = EncoderDecoder(model_config, PruningConfig(after_block=(0,)), codes.widths, rngs=nnx.Rngs(0))
+  model = EncoderDecoder(model_config, ReductionConfig(after_block=(0,)), codes.widths, rngs=nnx.Rngs(0))
   return config, histories, codes, model
 
 
 @pytest.mark.parametrize("constrained", [True, False])
-def test_figures_equal_a_plain_count(setting, constrained):
+def test_metrics_equal_a_plain_count(setting, constrained):
   config, histories, codes, model = setting
   config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, constrained=constrained))
   mesh = sharding.make_mesh()
   evaluator = Evaluator(config, histories, codes, mesh)
-  answers = Answers(histories.num_users, histories.num_items)
-  figures = evaluator.evaluate(model, "test", answers=answers)
+  ranks = UserRanks(histories.num_users, histories.num_items)
+  found = evaluator.evaluate(model, "test", ranks=ranks)
   search = jax.jit(lambda h: beam_search(model, model.encode(h), evaluator._transitions, 10, renormalize=False).codes)
   recall, gain, reciprocal, invalid = 0, 0.0, 0.0, 0
   shown = set()
@@ -78,25 +90,25 @@ def test_figures_equal_a_plain_count(setting, constrained):
     target = tuple(codes.codes[items[-1]])
     invalid += sum(beam not in set(map(tuple, codes.codes)) for beam in beams)
     shown |= set(beams[:5])
-    assert answers.ranks[user] == (beams.index(target) if target in beams else 10)
+    assert ranks.ranks[user] == (beams.index(target) if target in beams else 10)
     if target in beams:
       recall += 1
       reciprocal += 1 / (beams.index(target) + 1)
       gain += 1 / np.log2(beams.index(target) + 2)
-  assert figures["users"] == 120 and figures["beam_width"] == 10
-  assert figures["recall@10"] == pytest.approx(recall / 120) and recall > 0
-  assert figures["ndcg@10"] == pytest.approx(gain / 120)
-  assert figures["mrr@10"] == pytest.approx(reciprocal / 120)
-  assert answers.coverage([5])["coverage@5"] == len(shown & set(map(tuple, codes.codes))) / 50
-  assert figures["invalid_beams"] == invalid
+  assert found["users"] == 120 and found["beam_width"] == 10
+  assert found["recall@10"] == pytest.approx(recall / 120) and recall > 0
+  assert found["ndcg@10"] == pytest.approx(gain / 120)
+  assert found["mrr@10"] == pytest.approx(reciprocal / 120)
+  assert ranks.coverage([5])["coverage@5"] == len(shown & set(map(tuple, codes.codes))) / 50
+  assert found["invalid_beams"] == invalid
   assert (invalid == 0) == constrained
-  assert figures["repeated_beams"] == 0
+  assert found["repeated_beams"] == 0
 
 
 def test_a_share_of_the_users_is_counted_as_such(setting):
   config, histories, codes, model = setting
-  figures = Evaluator(config, histories, codes, sharding.make_mesh()).evaluate(model, "validation", users=33)
-  assert figures["users"] == 33
+  found = Evaluator(config, histories, codes, sharding.make_mesh()).evaluate(model, "validation", users=33)
+  assert found["users"] == 33
 
 
 HOST = """
@@ -104,14 +116,15 @@ import sys
 import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 import numpy as np
-from rastp_jax.evaluation.answers import Answers, from_all_hosts
+from rastp_jax.evaluation.user_ranks import UserRanks
+from rastp_jax.runtime import processes
 host = jax.process_index()
-sums = from_all_hosts(np.asarray([2.0**53 - 1 - host, 1 / 3], np.float64))
-answers = Answers(6, 4)
+sums = processes.allgather(np.asarray([2.0**53 - 1 - host, 1 / 3], np.float64))
+ranks = UserRanks(6, 4)
 users = np.arange(6)[host::2]
-answers.add(users, 10 * users, np.asarray([[0, 1 + host], [1 + host, 0], [-1, 0]]))
-answers.merge_hosts()
-print(sums.tolist(), answers.ranks.tolist(), answers.first_places.tolist())
+ranks.add(users, 10 * users, np.asarray([[0, 1 + host], [1 + host, 0], [-1, 0]]))
+ranks.merge_hosts()
+print(sums.tolist(), ranks.ranks.tolist(), ranks.best_ranks.tolist())
 """
 
 
@@ -124,11 +137,11 @@ def test_hosts_bring_their_users_together_bit_for_bit():
     subprocess.Popen([sys.executable, "-c", HOST, port, host], cwd=root, stdout=subprocess.PIPE, text=True)
     for host in ("0", "1")
   ]
-  nobody = np.iinfo(np.int32).max
+  never = np.iinfo(np.int32).max
   for host in hosts:
     told = host.communicate(timeout=300)[0].strip().splitlines()[-1]
     sums = [[2.0**53 - 1, 1 / 3], [2.0**53 - 2, 1 / 3]]
-    assert told == f"{sums} {[0, 10, 20, 30, 40, 50]} {[0, 0, 0, nobody]}"
+    assert told == f"{sums} {[0, 10, 20, 30, 40, 50]} {[0, 0, 0, never]}"
 
 
 def test_breakdowns_equal_a_plain_count():
@@ -164,39 +177,61 @@ def test_held_out_items_are_not_seen_in_training():
   assert breakdown.training_counts(histories).tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
-def make_result(name, ranks, *, seed=0, criterion="none", **more):
-  """A result as the evaluator would leave it, with these ranks."""
-  config = json.loads(config_lib.to_json(Config()))
-  config["train"]["seed"], config["pruning"]["criterion"] = seed, criterion
-  ranks = np.asarray(ranks, np.int32)
-  histories, _ = make_data([5, 9, 14, 40] * (len(ranks) // 4))
-  sums = metrics.ranking_sums(ranks, config["eval"]["ks"])
-  figures = {name: value / len(ranks) for name, value in sums.items()}
-  figures |= {"users": len(ranks), "beam_width": 10, "users_per_second": 100.0, "coverage@5": 0.5, "coverage@10": 0.6}
-  figures |= {"breakdowns": breakdown.breakdowns(histories, "test", ranks, (5, 10))}
-  figures |= {"invalid_beams": 0, "repeated_beams": 0, "step": 7, "split": "test", "dataset_fingerprint": "f"}
-  return Result(name, {**figures, "config": config, **more}, ranks)
-
-
 def test_seeds_become_one_column_with_mean_and_deviation():
   rng = np.random.default_rng(0)
   ranks = [rng.integers(0, 20, 40) for _ in range(4)]
   runs = [
     make_result("runs/v2/dense/seed_1", ranks[0], seed=1),
-    make_result("runs/v2/pruned/seed_1", ranks[1], seed=1, criterion="rastp"),
+    make_result("runs/v2/pruned/seed_1", ranks[1], seed=1, method="rastp"),
     make_result("runs/v2/dense/seed_12", ranks[2], seed=12),
     make_result("again", ranks[3], seed=12),
   ]
   groups = comparison.group_seeds(runs)
-  assert [len(group.results) for group in groups] == [2, 1, 1]  # a repetition is no further seed
+  assert [len(group.results) for group in groups] == [2, 1, 1]  # a repetition is not a further seed
   assert [group.name for group in comparison.group_seeds(runs[:3])] == ["dense", "pruned/seed_1"]
   recalls = [np.mean(ranks[0] < 10), np.mean(ranks[2] < 10)]
   assert groups[0].mean("recall@10") == pytest.approx(np.mean(recalls))
   assert groups[0].deviation("recall@10") == pytest.approx(np.std(recalls, ddof=1))
-  table = dict((row[0], row[1:]) for row in report.comparison(groups[:2]))
+  table = dict((row[0], row[1:]) for row in tables.comparison(groups[:2]))
   assert table["recall@10"][0] == f"{np.mean(recalls):.4f} ± {np.std(recalls, ddof=1):.4f}"
   assert table["recall@10"][2] == f"{np.mean(ranks[1] < 10) / np.mean(recalls):.2f}x"
   assert table["beams"] == ["10", "10", "1.00x"]
+
+
+def test_meshes_and_directories_make_no_other_setting():
+  runs = [make_result(f"seed_{seed}", [0, 3, 12, 9], seed=seed) for seed in (1, 2, 3)]
+  runs[1].metrics["config"]["mesh"] |= {"data": 2, "tensor": 4}
+  runs[2].metrics["config"]["data"]["data_dir"] = "elsewhere"
+  assert len(comparison.group_seeds(runs)) == 1
+  runs[2].metrics["config"]["semantic_ids"]["rqvae"]["latent"] += 1
+  assert len(comparison.group_seeds(runs)) == 2
+
+
+def test_results_of_an_older_program_are_read_under_todays_names(tmp_path):
+  old, new = (make_result(f"seed_{seed}", [0, 3, 12, 9], seed=seed, method="rastp") for seed in (1, 2))
+  results.save(tmp_path / "new.json", new.metrics, new.ranks)
+  config = json.loads(json.dumps(old.metrics["config"]))
+  reduction, data, train = config.pop("reduction"), config["data"], config["train"]
+  config["pruning"] = {"criterion": reduction["method"], "after_block": reduction["after_block"]}
+  for former, name in (("core", "k_core"), ("buckets", "num_buckets"), ("bucket_items", "bucket_lengths")):
+    data[former] = data.pop(name)
+  config["eval"]["ks"] = config["eval"].pop("top_k")
+  train["accumulate"] = train.pop("grad_accumulation_steps")
+  del train["max_nonfinite_steps"]  # did not exist yet
+  results.save(tmp_path / "old.json", {**old.metrics, "config": config}, old.ranks)
+  loaded = [results.load(tmp_path / f"{name}.json", name) for name in ("old", "new")]
+  assert loaded[0].metrics == old.metrics and loaded[1].metrics == new.metrics
+  assert len(comparison.group_seeds(loaded)) == 1
+
+
+def test_results_of_version_0_1_are_read_with_all_their_settings():
+  path = GOLDEN / "evaluation_0.1.json"  # written by commit afe1aff
+  former, config = json.loads(path.read_text())["config"], results.read_metrics(path, "run")["config"]
+  assert config.keys() == config_lib.to_dict(Config()).keys()
+  assert config["reduction"]["method"] == former["pruning"]["criterion"] == "rastp"
+  assert list(config["data"]["bucket_lengths"]) == former["data"]["bucket_items"]
+  assert config["semantic_ids"]["rqvae"]["train_steps"] == former["semantic_ids"]["train_steps"]
+  assert list(config["eval"]["top_k"]) == former["eval"]["ks"]
 
 
 def test_runs_on_other_data_are_not_compared():
@@ -214,7 +249,7 @@ def test_bootstrap_of_three_users_is_the_exact_one():
 
 def test_bootstrap_of_many_users_is_the_normal_one():
   rng = np.random.default_rng(5)
-  hard = rng.normal(size=1000) * 10  # what both runs find hard cancels out in pairs
+  hard = rng.normal(size=1000) * 10  # differences between users cancel out in pairs
   first, second = hard + rng.normal(size=1000), hard + rng.normal(size=1000) + 0.1
   found = comparison.paired_bootstrap("ndcg@10", first, second, resamples=4000)
   error = np.std(second - first) / np.sqrt(1000)
@@ -232,10 +267,10 @@ def test_results_come_back_and_mixed_up_files_are_refused(tmp_path):
   with pytest.raises(InputError, match=r"run has no results yet .*rastp_jax.evaluate"):
     results.load(path, "run")
   result = make_result("run", [0, 3, 12, 9])
-  results.save(path, result.figures, result.ranks)
+  results.save(path, result.metrics, result.ranks)
   loaded = results.load(path, "run")
-  assert loaded.figures == result.figures and loaded.ranks.tolist() == [0, 3, 12, 9]
-  results.save(tmp_path / "other.json", result.figures, np.asarray([0, 3, 12, 12]))
+  assert loaded.metrics == result.metrics and loaded.ranks.tolist() == [0, 3, 12, 9]
+  results.save(tmp_path / "other.json", result.metrics, np.asarray([0, 3, 12, 12]))
   (tmp_path / "other.npz").replace(tmp_path / "eval_test.npz")
   with pytest.raises(InputError, match="different evaluations"):
     results.load(path, "run")
@@ -244,9 +279,9 @@ def test_results_come_back_and_mixed_up_files_are_refused(tmp_path):
     results.load(path, "run")
 
 
-def test_markdown_holds_the_same_figures():
+def test_markdown_holds_the_same_numbers():
   groups = comparison.group_seeds([make_result("a", [0, 3, 12, 9] * 10), make_result("b|c", [1, 3, 2, 9] * 10, x=1)])
-  text = report.text({"beauty": groups}, markdown_tables=True)
+  text = tables.text({"beauty": groups}, markdown_tables=True)
   rows = [line for line in text.splitlines() if line.startswith("| recall@5")]
   assert [cell.strip() for cell in rows[0].split("|")[2:5]] == ["0.5000", "0.7500", "1.50x"]
   assert "b\\|c - a" in text and "Paired bootstrap over the 40 users" in text
@@ -254,6 +289,6 @@ def test_markdown_holds_the_same_figures():
 
 def test_runs_without_a_common_cut_off_are_refused():
   other = make_result("b", [0, 1, 2, 3], seed=1)
-  other.figures["config"]["eval"]["ks"] = [1]
+  other.metrics["config"]["eval"]["top_k"] = [1]
   with pytest.raises(InputError, match=r"No cut-off is common to all runs \(a at \(5, 10\), b at \(1,\)\)"):
-    report.text({"beauty": comparison.group_seeds([make_result("a", [0, 1, 2, 3]), other])})
+    tables.text({"beauty": comparison.group_seeds([make_result("a", [0, 1, 2, 3]), other])})

@@ -1,8 +1,11 @@
 """An export answers like the live model, with nothing installed but jax and what jax itself needs."""
 
+import copy
 import dataclasses
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,10 +15,11 @@ from flax import nnx
 from jax import export
 from safetensors.numpy import load_file
 
+from rastp_jax import config as config_lib
 from rastp_jax.errors import InputError
 from rastp_jax.serving import artifact, exported_model, model_card
 from rastp_jax.serving.recommender import Recommender
-from tests.test_recommender import make_saved
+from tests.helpers.saved import make_saved
 
 HISTORIES = [["1", "B001", "3"], [str(row) for row in range(10, 40)], ["gone"], [5, "gone", 7], ["8"] * 6]
 
@@ -28,7 +32,7 @@ def live():
 @pytest.fixture(scope="module")
 def exported(live, tmp_path_factory):
   directory = tmp_path_factory.mktemp("export") / "model"
-  artifact.write(directory, *live, figures=None)
+  artifact.write(directory, *live, metrics=None)
   return directory
 
 
@@ -94,22 +98,67 @@ def test_k_beyond_the_beams_is_refused(exported):
     exported_model.ExportedModel(exported).recommend([["1"]], k=11)
 
 
-def test_model_card_tells_the_figures_of_this_checkpoint_only(live, exported):
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
+    ([], "no item is given: give item ids or ASINs"),
+    (["nix"], "'nix' is not in the catalogue"),
+    (["1", "ni\x1bx", "nada"], r"'ni\x1bx' and 1 more are not in the catalogue"),
+    ([b"\xff"], r"'\udcff' is not in the catalogue"),
+  ],
+)
+def test_the_loader_says_what_is_wrong_and_ends_with_2(exported, arguments, sentence):
+  done = subprocess.run([sys.executable, exported / "load.py", *arguments], capture_output=True, text=True, timeout=300)
+  assert done.returncode == 2 and not done.stdout
+  assert done.stderr.startswith("error: ") and sentence in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_loader_escapes_what_does_not_show(live, tmp_path):
+  saved, items = live
+  title = "\x1b[2J\u202eü\nline\ud800"
+  hostile = [dataclasses.replace(item, title=title) for item in items]
+  artifact.write(tmp_path / "model", saved, hostile, metrics=None)
+  environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # a terminal without umlauts
+  done = subprocess.run(
+    [sys.executable, tmp_path / "model/load.py", "1"], capture_output=True, timeout=300, env=environment
+  )
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.decode().splitlines()
+  assert len(lines) == 10 and all(line.endswith(r"\x1b[2J\u202e\xfc\nline\ud800") for line in lines)
+
+
+@pytest.mark.parametrize(("histories", "k"), [(["12"], 5), ("12", 5), ([b"12"], 5), ([["1"]], 0)])
+def test_histories_that_are_none_are_refused(exported, histories, k):
+  with pytest.raises(ValueError, match="is not a history|k=0 cannot be used"):
+    exported_model.ExportedModel(exported).recommend(histories, k)
+
+
+def test_model_card_shows_the_metrics_of_this_checkpoint_only(live, exported):
   saved, _ = live
-  info = json.loads((exported / "export.json").read_text())
-  figures = {"users": 2000, "beam_width": 10, "invalid_beams": 0, "step": 1}
-  figures |= {"recall@5": 0.125, "recall@10": 0.25, "ndcg@5": 0.0625, "ndcg@10": 0.03125}
-  figures["config"] = json.loads(json.dumps(dataclasses.asdict(saved.config)))
-  card = model_card.render(info, saved, figures)
+  info = {**json.loads((exported / "export.json").read_text()), "config": config_lib.to_dict(saved.config)}
+  metrics = {"users": 2000, "beam_width": 10, "invalid_beams": 0, "step": 1, "config": config_lib.to_dict(saved.config)}
+  metrics |= {"recall@5": 0.125, "recall@10": 0.25, "ndcg@5": 0.0625, "ndcg@10": 0.03125}
+  card = model_card.render(info, saved, metrics)
   assert "2,000 users, all items ranked, 10 beams, unconstrained" in card
   assert "| recall@5 | recall@10 | ndcg@5 | ndcg@10 |" in card and "| 0.1250 | 0.2500 | 0.0625 | 0.0312 |" in card
   assert saved.histories.fingerprint in card and saved.semantic_ids.fingerprint in card
-  assert "it keeps 12 after block 1" in card
-  dense = json.loads(json.dumps(figures))
-  dense["config"]["pruning"]["criterion"] = "none"
-  for others in (figures | {"step": 7}, dense, None):
+  assert "`rastp`" in card and "arXiv 2511.16943" in card
+  assert "the 36 positions of the longest history become 12 after block 1." in card
+  dense = copy.deepcopy(metrics)
+  dense["config"]["reduction"]["method"] = "none"
+  for others in (metrics | {"step": 7}, dense, None):
     card = model_card.render(info, saved, others)
-    assert "Not known" in card and "0.1250" not in card
+    assert "Unknown" in card and "0.1250" not in card
+
+
+@pytest.mark.parametrize(
+  ("method", "sentence"),
+  [("none", "keeps every token"), ("item_mean", "one token per item.*arXiv 2506.05781.*become 12 after block 1")],
+)
+def test_model_card_describes_any_reduction(exported, method, sentence):
+  saved, _ = make_saved(method)
+  info = {**json.loads((exported / "export.json").read_text()), "config": config_lib.to_dict(saved.config)}
+  assert re.search(sentence, model_card.render(info, saved, None))
 
 
 def test_an_export_is_whole_or_not_there(published_run, exported, tmp_path, monkeypatch):

@@ -13,22 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import (
-  _on_one_device,  # noqa: F401  a fixture
+
+from rastp_jax.errors import InputError
+from rastp_jax.experiments.tiny import make_config, make_data
+from rastp_jax.runtime import sharding
+from rastp_jax.training import checksums, profiling, step
+from rastp_jax.training.workdir import Workdir
+from tests.helpers.training import (
   assert_equal,
   logged,
-  make_config,
-  make_data,
   newest,
+  numbered,
   one_device,
-  reference,  # noqa: F401  a fixture
   run,
   saved_params,
+  setup_of,
 )
-
-from rastp_jax import sharding
-from rastp_jax.errors import InputError
-from rastp_jax.training import checkpoint, checksums, step, trainer, watch
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -36,27 +36,23 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Being told to stop
 
 
-def signal_after(monkeypatch, steps, number=signal.SIGTERM):
-  """The next `train` gets a signal when it asks for batch `steps`."""
-  real = trainer.training_iterator
+def signal_at(number, kind=signal.SIGTERM):
+  """Batches that come with a signal when batch `number` is asked for."""
 
-  def signalling(source, *, start, **kwargs):
-    for index, batch in enumerate(real(source, start=start, **kwargs), start):
-      if index == steps:
-        os.kill(os.getpid(), number)
+  def batches(upcoming, start):
+    for at, batch in numbered(upcoming, start):
+      if at == number:
+        os.kill(os.getpid(), kind)
       yield batch
 
-  monkeypatch.setattr(trainer, "training_iterator", signalling)
-  return lambda: monkeypatch.setattr(trainer, "training_iterator", real)
+  return batches
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_the_run_goes_on(tmp_path, monkeypatch, reference, number):  # noqa: F811
-  restore = signal_after(monkeypatch, 7, number)
-  result = run(tmp_path)
+def test_a_signal_finishes_the_step_saves_and_the_run_goes_on(tmp_path, reference, number):
+  result = run(tmp_path, batches=signal_at(7, number))
   assert (result.step, result.interrupted, result.reason) == (8, True, f"stopped by {number.name}")
   assert newest(tmp_path) == 8 and not (tmp_path / "summary.json").exists()
-  restore()
   assert run(tmp_path).step == 12
   assert logged(tmp_path) == logged(reference)
   assert_equal(saved_params(tmp_path).params, saved_params(reference).params)
@@ -79,7 +75,7 @@ def test_a_signal_during_an_evaluation_leaves_it_for_the_next_start(tmp_path):
   result = run(tmp_path, evaluate, **changes)
   assert (result.step, result.interrupted) == (6, False)
   assert seen[1] == seen[2] and len(seen) == 4
-  assert result.standing.evaluations_since_best == 2
+  assert result.best.evaluations_since_best == 2
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "validation/recall@5" in line] == [2, 4, 6]
 
@@ -87,9 +83,8 @@ def test_a_signal_during_an_evaluation_leaves_it_for_the_next_start(tmp_path):
 # Numbers that are not finite
 
 
-def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, capsys):
-  poison(monkeypatch, {5})
-  run(tmp_path)
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path, capsys):
+  run(tmp_path, batches=poison({5}))
   assert (
     "WARNING: 1 steps up to step 5 had a NaN or infinite loss or gradient and were skipped." in capsys.readouterr().out
   )
@@ -98,40 +93,38 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, capsys
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved_params(tmp_path).params))
 
 
-def test_too_many_of_them_in_a_row_stop_the_run_with_the_weights_of_before(tmp_path, monkeypatch):
-  restore = poison(monkeypatch, range(6, 100))
+def test_too_many_of_them_in_a_row_stop_the_run_with_the_weights_of_before(tmp_path):
   with pytest.raises(
     InputError, match=r"NaN or infinite from step 6 to \d+, more than config.train.max_nonfinite_steps=2"
   ):
-    run(tmp_path, train__max_nonfinite_steps=2, train__length="40 steps")
+    run(tmp_path, batches=poison(range(6, 100)), train__max_nonfinite_steps=2, train__length="40 steps")
   run(tmp_path / "five", train__length="5 steps")
   assert_equal(saved_params(tmp_path).params, saved_params(tmp_path / "five").params)
-  restore()
   assert run(tmp_path, train__max_nonfinite_steps=2, train__length="40 steps").step == 40  # goes on behind them
 
 
-def poison(monkeypatch, steps):
-  """The batches of these steps (from 1) have an infinite weight."""
-  real = trainer.training_iterator
+def poison(steps):
+  """Batches of which those of these steps (from 1) have an infinite weight."""
 
-  def poisoned(source, *, start, **kwargs):
-    for number, batch in enumerate(real(source, start=start, **kwargs), start + 1):
-      yield {**batch, "weight": batch["weight"] * np.float32(np.inf if number in steps else 1)}
+  def batches(upcoming, start):
+    for number, batch in numbered(upcoming, start + 1):
+      real = batch["weight"] > 0
+      yield {**batch, "weight": np.where(real, np.inf, 0.0).astype(np.float32)} if number in steps else batch
 
-  monkeypatch.setattr(trainer, "training_iterator", poisoned)
-  return lambda: monkeypatch.setattr(trainer, "training_iterator", real)
+  return batches
 
 
 # Disks and files
 
 
 def test_a_second_trainer_on_the_same_workdir_is_refused(tmp_path):
-  sentence = rf"{tmp_path} is in use by process {os.getpid()} on \S+: wait until it ends"
-  with checkpoint.Checkpoints(tmp_path, make_config(), {}), pytest.raises(InputError, match=sentence):
+  sentence = rf"Process {os.getpid()} on \S+ is writing to {tmp_path}: wait until it ends"
+  workdir = Workdir(tmp_path)
+  with workdir.claim(make_config(), (6,), {}), pytest.raises(InputError, match=sentence):
     run(tmp_path)
-  (tmp_path / "lock").write_text('{"host": "elsewhere", "pid": 1}')  # left over by a process that died
-  with checkpoint.Checkpoints(tmp_path, make_config(), {}):
-    pass
+  workdir.lock.write_text('{"host": "elsewhere", "pid": 1}')  # left over by a process that died
+  with workdir.claim(make_config(), (6,), {}):
+    assert json.loads(workdir.lock.read_text())["pid"] == os.getpid()
 
 
 def shards(directory):
@@ -152,7 +145,7 @@ def flip(directory):
 
 
 @pytest.mark.parametrize("damage", [flip, remove])
-def test_damaged_checkpoints_are_found(tmp_path, reference, damage):  # noqa: F811
+def test_damaged_checkpoints_are_found(tmp_path, reference, damage):
   run(tmp_path, train__length="10 steps")
   damage(tmp_path / "checkpoints" / "10")
   with pytest.raises(InputError, match=r"best checkpoint in .*, of step 10, cannot be read"):
@@ -179,7 +172,7 @@ def fill(place, leave):
   (place / "filler").write_bytes(b"x" * (free - leave))
 
 
-def test_a_full_disk_is_told_before_training_and_spares_the_last_checkpoint(small_disk, reference):  # noqa: F811
+def test_a_full_disk_is_told_before_training_and_spares_the_last_checkpoint(small_disk, reference):
   workdir = small_disk / "run"
   run(workdir, train__length="5 steps")
   fill(small_disk, 60_000)
@@ -202,7 +195,7 @@ def test_a_workdir_that_cannot_be_written_is_told_before_training(small_disk):
     run(small_disk / "run")
 
 
-def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch, reference):  # noqa: F811
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch, reference):
   real, times = time.time, []
   monkeypatch.setattr(time, "time", lambda: real() - 10 * 365 * 86_400 * len(times))
 
@@ -220,17 +213,17 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch, referen
 # Another mesh, another precision
 
 
-def test_checkpoints_go_on_on_another_mesh(tmp_path, reference, monkeypatch):  # noqa: F811
+def test_checkpoints_go_on_on_another_mesh(tmp_path):
   run(tmp_path, train__length="5 steps")
   _, semantic_ids = make_data()
   config = make_config()
   mesh = sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2, 1), sharding.AXES)
   graph, params = step.abstract_model(config, semantic_ids.widths, mesh)
-  moved = checkpoint.restore_params(tmp_path, params).params
+  moved = Workdir(tmp_path).restore_params(params).params
   assert moved["heads"][0]["kernel"].sharding.spec[0] == "fsdp"
   assert_equal(jax.tree.map(np.asarray, moved), jax.tree.map(np.asarray, saved_params(tmp_path).params))
   halves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding), params)
-  half = checkpoint.restore_params(tmp_path, halves).params["code_embedding"]
+  half = Workdir(tmp_path).restore_params(halves).params["code_embedding"]
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(half), moved["code_embedding"], rtol=0.01)
 
@@ -255,29 +248,39 @@ def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
 # Watching
 
 
-def test_a_trace_and_a_histogram_of_kept_places(tmp_path):
-  trainer.train(
-    make_config(train__length="6 steps"), *make_data(), tmp_path, lambda model: {"recall@5": 0.1}, profile_steps=(2, 3)
-  )
-  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-  config, (histories, semantic_ids) = make_config(), make_data()
-  graph, params = step.abstract_model(config, semantic_ids.widths, one_device())
-  weights = saved_params(tmp_path).params
-  kept = watch.make_kept_places(graph, config, histories, semantic_ids)(weights)
-  users = np.minimum(np.diff(histories.offsets) - 2, 6)
-  budget = 6 * 5 // 3
-  assert len(kept) == np.minimum(users * 5, budget).sum()
-  assert kept.min() == 0 and kept.max() < 30
-  dense = make_config(pruning__criterion="none")
-  assert watch.make_kept_places(graph, dense, histories, semantic_ids) is None
-  events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
-  assert b"pruning/kept_places_from_the_newest" in events
+def test_a_trace_and_a_histogram_of_kept_positions(tmp_path):
+  run(tmp_path, lambda model: {"recall@5": 0.1}, profile_steps=(2, 3), train__length="6 steps")
+  assert list(Workdir(tmp_path).profile.rglob("*.xplane.pb"))
+  events = b"".join(path.read_bytes() for path in Workdir(tmp_path).tensorboard.iterdir())
+  assert b"reduction/kept_positions_from_the_newest" in events
+
+
+@pytest.mark.parametrize(
+  ("changes", "kept"),
+  [
+    ({}, lambda tokens: np.minimum(tokens, 6 * 5 // 3)),
+    ({"reduction__method": "recent"}, lambda tokens: np.minimum(tokens, 6 * 5 // 3)),
+    ({"reduction__method": "item_mean", "reduction__after_block": (-1,)}, lambda tokens: tokens),  # merged: all survive
+  ],
+)
+def test_kept_positions_count_back_from_the_newest_token(changes, kept):
+  setup = setup_of(**changes)
+  positions = profiling.make_kept_positions(setup)(setup.fresh_state().params)
+  users = np.minimum(np.diff(setup.histories.offsets) - 2, 6)
+  assert len(positions) == kept(users * 5).sum()
+  assert positions.min() == 0 and positions.max() < 30
+  if changes.get("reduction__method") == "recent":
+    assert positions.max() == 6 * 5 // 3 - 1
+
+
+def test_a_dense_model_has_no_kept_positions():
+  assert profiling.make_kept_positions(setup_of(reduction__method="none")) is None
 
 
 @pytest.mark.parametrize("text", ["5", "0:3", "4:3", "a:b", "1:2:3"])
 def test_profile_steps_are_checked(text):
   with pytest.raises(InputError, match=r"--profile_steps=.* cannot be read: expected FIRST:LAST"):
-    watch.parse_steps(text)
+    profiling.parse_steps(text)
 
 
 # Nothing that is read is executed
@@ -295,7 +298,7 @@ def test_no_file_is_read_as_code():
         assert "allow_pickle=False" in line or "allow_pickle" not in line  # NumPy's default refuses pickles
 
 
-def test_a_checkpoint_cannot_name_a_place_outside_its_workdir(tmp_path, reference):  # noqa: F811
+def test_a_checkpoint_cannot_name_a_place_outside_its_workdir(tmp_path, reference):
   shutil.copytree(reference, tmp_path / "run")
   for path in (tmp_path / "run" / "checkpoints").glob("*/progress/metadata"):
     progress = json.loads(path.read_text())
@@ -306,7 +309,7 @@ def test_a_checkpoint_cannot_name_a_place_outside_its_workdir(tmp_path, referenc
     pytest.raises(InputError, match="no checkpoint"),
   ):
     saved_params(tmp_path / "run")
-  with pytest.raises(InputError, match="config.data.dataset='../elsewhere' is no name for a dataset"):
+  with pytest.raises(InputError, match="config.data.dataset='../elsewhere' is not a name for a dataset"):
     make_config(data__dataset="../elsewhere")
 
 

@@ -1,14 +1,14 @@
-"""Health figures against brute force, and the verdict on codes that are of no use."""
+"""Health metrics against brute force, and the verdict on codes that are of no use."""
 
 import itertools
 
 import numpy as np
 import pytest
 
+from rastp_jax.data.items import Item
 from rastp_jax.semantic_ids import health, health_plot
 from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.semantic_ids.embeddings import Item
-from rastp_jax.semantic_ids.health import Evidence
+from rastp_jax.semantic_ids.health import HealthInputs
 
 
 def random_ids(items=60, width=4, levels=2, seed=0):
@@ -21,13 +21,13 @@ def catalogue(categories) -> list[Item]:
 
 def test_health_counts_what_it_says():
   learned = np.array([[0, 0], [0, 0], [0, 0], [1, 2], [1, 3], [2, 2], [3, 1], [3, 1]])
-  figures = health.measure(SemanticIds.from_learned(learned, 4, {}))
-  assert (figures["items"], figures["colliding_items"], figures["largest_group"]) == (8, 5, 3)
-  assert figures["colliding_percent"] == 62.5 and figures["codes_in_use"] == [4, 4]
-  assert figures["items_a_code"] == [{"mean": 2.0, "max": 3}, {"mean": 2.0, "max": 3}]
+  metrics = health.measure(SemanticIds.from_learned(learned, 4, {}))
+  assert (metrics["items"], metrics["colliding_items"], metrics["largest_group"]) == (8, 5, 3)
+  assert metrics["colliding_percent"] == 62.5 and metrics["codes_in_use"] == [4, 4]
+  assert metrics["items_a_code"] == [{"mean": 2.0, "max": 3}, {"mean": 2.0, "max": 3}]
   share = np.array([3, 2, 1, 2]) / 8
-  assert figures["entropy"][0] == pytest.approx(-(share * np.log(share)).sum() / np.log(4))
-  assert figures["shared_category"] is figures["shared_prefix"] is figures["reconstruction_error"] is None
+  assert metrics["entropy"][0] == pytest.approx(-(share * np.log(share)).sum() / np.log(4))
+  assert metrics["shared_category"] is metrics["shared_prefix"] is metrics["reconstruction_error"] is None
 
 
 def test_reassigned_codes_are_judged_by_what_was_learned():
@@ -59,7 +59,7 @@ def test_shared_prefix_equals_a_count_of_all_pairs():
   learned = rng.integers(0, 3, (20, 3))
   users = [rng.integers(0, 20, length) for length in (6, 3, 9, 4)]
   history, ends = np.concatenate(users), np.cumsum([len(user) for user in users])
-  first, stop = ends - [6, 3, 9, 4], ends - 2  # two held-out items a user; the second keeps a single item
+  first, stop = ends - [6, 3, 9, 4], ends - 2  # two held-out items per user; the second keeps a single item
   same = lambda a, b: [int((learned[a, :level] == learned[b, :level]).all()) for level in (1, 2, 3)]  # noqa: E731
   seen = [user[:-2] for user in users]
   consecutive = [same(a, b) for user in seen for a, b in itertools.pairwise(user) if a != b]
@@ -83,22 +83,22 @@ def test_useful_codes_are_told_from_random_and_collapsed_ones():
   items = catalogue([[f"A > {row % 8}"] for row in range(64)])
   history = np.concatenate([rng.permutation(np.arange(kind, 64, 8)) for kind in range(8)])
   spans = (np.arange(0, 64, 8), np.arange(8, 72, 8))
-  evidence = Evidence(items, history, spans, errors=[0.5, 0.2])
+  inputs = HealthInputs(items, history, spans, errors=[0.5, 0.2])
   by_kind = np.stack([np.arange(64) % 8, np.arange(64) // 8], 1)
 
-  useful = health.measure(SemanticIds.from_learned(by_kind, 8, {}), evidence)
+  useful = health.measure(SemanticIds.from_learned(by_kind, 8, {}), inputs)
   assert not useful["collapsed"] and not useful["uninformative"] and not useful["advice"]
   assert useful["shared_category"]["share"] == 1 and useful["reconstruction_error"] == [0.5, 0.2]
 
-  wrong_order = health.measure(SemanticIds.from_learned(rng.permutation(by_kind), 8, {}), evidence)
+  wrong_order = health.measure(SemanticIds.from_learned(rng.permutation(by_kind), 8, {}), inputs)
   assert wrong_order["uninformative"] and not wrong_order["collapsed"]
   assert "order of the items" in health.describe(wrong_order)
 
   one_code = SemanticIds.from_learned(np.stack([np.zeros(64, int), np.arange(64)], 1), 64, {})
   crowded = SemanticIds.from_learned(np.stack(np.divmod(np.arange(64) // 2, 8), 1), 8, {})
   for ids, advice in ((one_code, "Level 0 has COLLAPSED"), (crowded, "100 % of the items share all learned codes")):
-    figures = health.measure(ids, evidence)
-    assert figures["collapsed"] and advice in health.describe(figures)
+    metrics = health.measure(ids, inputs)
+    assert metrics["collapsed"] and advice in health.describe(metrics)
   assert "COLLAPSED" not in health.describe(useful)
 
 
@@ -106,6 +106,6 @@ def test_useful_codes_are_told_from_random_and_collapsed_ones():
 def test_plot_is_a_picture_whatever_is_known(known):
   ids = random_ids()
   spans = (np.array([0]), np.array([60]))
-  evidence = Evidence(catalogue([["A"]] * 60), np.arange(60), spans, [0.6, 0.3]) if known else Evidence()
-  picture = health_plot.draw(ids, health.measure(ids, evidence), "Some codes")
+  inputs = HealthInputs(catalogue([["A"]] * 60), np.arange(60), spans, [0.6, 0.3]) if known else HealthInputs()
+  picture = health_plot.draw(ids, health.measure(ids, inputs), "Some codes")
   assert picture.startswith(b"\x89PNG") and len(picture) > 20_000

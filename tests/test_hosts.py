@@ -1,5 +1,6 @@
-"""Several processes as one run, on loopback: the figures of one process, and nobody waits for one that stopped."""
+"""Several processes as one run, on loopback: the metrics of one process, and nobody waits for one that stopped."""
 
+import functools
 import json
 import signal
 import time
@@ -7,10 +8,15 @@ import time
 import numpy as np
 import pytest
 
-from tests.tools.tiny_run import log, losses, start
+from rastp_jax.experiments import tiny_run
+from rastp_jax.experiments.tiny_run import log, losses
+from tests.helpers import compiling
 
-WAIT = 240  # seconds; a machine that does other things as well may be slow
+WAIT = 300  # seconds; a machine that does other things as well may be slow
 EVERY_STEP = ("--set=train__log_every=1 steps", "--set=train__eval_every=6 steps")
+
+
+start = functools.partial(tiny_run.start, xla_flags=compiling.FLAGS)
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,21 @@
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from rastp_jax import loading
+from rastp_jax import config as config_lib
+from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
-from rastp_jax.training import published_weights
+from rastp_jax.runtime import sharding
+from rastp_jax.training import import_torch_weights, runs, trainer
+from rastp_jax.training.setup import make_setup
+from rastp_jax.training.workdir import Workdir
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -22,10 +27,10 @@ def weights(published_run):
   return dict(np.load(published_run.parent / "weights.npz"))
 
 
-@pytest.mark.parametrize(("criterion", "prefix"), [("rastp", "prune/"), ("none", "noprune/")])
-def test_the_run_answers_like_the_published_model(published_run, criterion, prefix):
+@pytest.mark.parametrize(("method", "prefix"), [("rastp", "prune/"), ("none", "noprune/")])
+def test_the_run_answers_like_the_published_model(published_run, method, prefix):
   golden = np.load(GOLDEN / "small_trained.npz")
-  saved = loading.load_model(published_run, [f"pruning.criterion={criterion}"])
+  saved = runs.load_model(published_run, [f"reduction.method={method}"])
   assert saved.step == 0
   history = jnp.asarray(golden["input_ids"]).reshape(len(golden["labels"]), -1, 4)
   logits = np.stack(nnx.jit(lambda model, *codes: model(*codes))(saved.model, history, jnp.asarray(golden["labels"])))
@@ -33,17 +38,38 @@ def test_the_run_answers_like_the_published_model(published_run, criterion, pref
 
 
 def test_the_run_evaluates(published_run):
-  saved = loading.load_model(published_run, ["data.bucket_items=(10,)"])
-  figures = Evaluator(saved.config, saved.histories, saved.semantic_ids, saved.mesh).evaluate(
-    saved.model, "test", users=60
-  )
-  assert figures["users"] == 60 and figures["invalid_beams"] == figures["repeated_beams"] == 0
-  assert json.loads((published_run / "imported.json").read_text())["weights"] == "weights.npz"
+  saved = runs.load_model(published_run, ["data.bucket_lengths=(10,)"])
+  evaluator = Evaluator(saved.config, saved.histories, saved.semantic_ids, saved.mesh)
+  metrics = evaluator.evaluate(saved.model, "test", users=60)
+  assert metrics["users"] == 60 and metrics["invalid_beams"] == metrics["repeated_beams"] == 0
+  assert json.loads(Workdir(published_run).imported.read_text())["weights"] == "weights.npz"
+
+
+def test_bucket_lengths_may_be_left_to_the_data(published_run, weights, tmp_path):
+  saved = runs.load_model(published_run)
+  config = config_lib.with_values(saved.config, [("data.bucket_lengths", ())])
+  imported = tmp_path / "run"
+  import_torch_weights.import_weights(config, saved.histories, saved.semantic_ids, weights, imported, "somewhere")
+  chosen = bucket_lengths(config.data, saved.histories)
+  again = runs.load_model(imported)
+  assert again.config.data.bucket_lengths == again.lengths == chosen and len(chosen) > 1
+  assert (again.step, again.config) == (0, config_lib.with_values(config, [("data.bucket_lengths", chosen)]))
+  jax.tree.map(np.testing.assert_array_equal, nnx.state(again.model), nnx.state(saved.model))
+
+
+def test_a_run_with_open_bucket_lengths_trains_on(published_run, weights, tmp_path):
+  saved = runs.load_model(published_run)
+  changes = [("data.bucket_lengths", ()), ("train.schedule", "constant"), ("train.warmup", "1 steps")]
+  config = config_lib.with_values(saved.config, [*changes, ("train.length", "2 steps"), ("train.batch_size", 16)])
+  import_torch_weights.import_weights(config, saved.histories, saved.semantic_ids, weights, tmp_path / "run", "")
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  setup = make_setup(config, saved.histories, saved.semantic_ids, mesh=mesh)
+  assert trainer.train(setup, Workdir(tmp_path / "run")).step == 2
 
 
 def test_safetensors_hold_the_same(weights, tmp_path):
   save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, tmp_path / "w.safetensors")
-  read = published_weights.read_weights(tmp_path / "w.safetensors")
+  read = import_torch_weights.read_weights(tmp_path / "w.safetensors")
   assert read.keys() == weights.keys()
   assert all(np.array_equal(read[name], weights[name]) for name in weights)
 
@@ -51,7 +77,7 @@ def test_safetensors_hold_the_same(weights, tmp_path):
 def test_files_that_are_no_weights(weights, tmp_path):
   def refused(name, sentence):
     with pytest.raises(InputError, match=sentence):
-      published_weights.read_weights(tmp_path / name)
+      import_torch_weights.read_weights(tmp_path / name)
 
   refused("nothing.npz", "There are no weights at")
   (tmp_path / "model.ckpt").write_bytes(b"pickle")
@@ -73,18 +99,18 @@ def test_files_that_are_no_weights(weights, tmp_path):
   ],
 )
 def test_weights_of_another_model_leave_no_run(published_run, weights, change, sentence, tmp_path):
-  saved = loading.load_model(published_run)
+  saved = runs.load_model(published_run)
   changed = {name: value for name, value in (weights | change).items() if value is not None}
   with pytest.raises(InputError, match=sentence):
-    published_weights.import_weights(
+    import_torch_weights.import_weights(
       saved.config, saved.histories, saved.semantic_ids, changed, tmp_path / "run", "somewhere"
     )
   assert not list(tmp_path.iterdir())
 
 
 def test_a_run_is_never_overwritten(published_run, weights):
-  saved = loading.load_model(published_run)
+  saved = runs.load_model(published_run)
   with pytest.raises(InputError, match="exists and is not empty"):
-    published_weights.import_weights(
+    import_torch_weights.import_weights(
       saved.config, saved.histories, saved.semantic_ids, weights, published_run, "somewhere"
     )

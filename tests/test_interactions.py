@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import datetime
 import gzip
 import json
@@ -15,10 +16,11 @@ import pyarrow.parquet
 import pytest
 
 from rastp_jax.config import DataConfig
-from rastp_jax.data import histories, interactions, raw, tables
+from rastp_jax.data import histories
+from rastp_jax.data.sources import csv_files, detect, interactions, json_files, parquet_files
 from rastp_jax.errors import InputError
-from tests.test_end_to_end import command
-from tests.tools import prepare_at_scale
+from rastp_jax.experiments import scale
+from tests.helpers.commands import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Not in time order, a tie in time (bob's 9), an exact repeat (ann's pen), and a repeat at another time (bob's cup).
@@ -54,8 +56,8 @@ def prepare(tmp_path, rows=ROWS, name="interactions.csv", **config) -> tuple:
   (tmp_path / "raw").mkdir(exist_ok=True)
   if rows is not None:
     write_table(tmp_path / "raw" / name, rows)
-  data = DataConfig(dataset="mine", data_dir=str(tmp_path / "data"), **{"core": 1, **config})
-  prepared, _ = raw.prepare_dataset(data, str(tmp_path / "raw"))
+  data = DataConfig(dataset="mine", data_dir=str(tmp_path / "data"), **{"k_core": 1, **config})
+  prepared, _ = detect.prepare_dataset(data, str(tmp_path / "raw"))
   return prepared, read_back(data)
 
 
@@ -73,12 +75,13 @@ def read_back(data: DataConfig) -> dict[str, list[str]]:
 @pytest.mark.parametrize("small_blocks", [False, True])
 def test_all_formats_give_the_same_histories(tmp_path, monkeypatch, name, small_blocks):
   if small_blocks:  # rows then lie across the borders of what is read at a time
-    monkeypatch.setattr(tables, "_BLOCK", 64)
-    monkeypatch.setattr(tables, "_ROWS", 2)
+    monkeypatch.setattr(csv_files, "_BLOCK", 64)
+    monkeypatch.setattr(json_files, "_BLOCK", 64)
+    monkeypatch.setattr(parquet_files, "_ROWS", 2)
     monkeypatch.setattr(interactions, "_LOT", 2)
   prepared, found = prepare(tmp_path, name=name)
   assert found == HISTORIES and list(found) == ["ann", "bob"]
-  assert [item.item_id for item in prepared.items()] == ["pen", "cup", "ink"]
+  assert [item.item_id for item in prepared.items] == ["pen", "cup", "ink"]
   assert prepared.counts["interactions read"] == 9
   assert prepared.counts["repeated interactions left out"] == 1
   assert prepared.counts["interactions at the same time as another of their user (file order decides)"] == 2
@@ -155,7 +158,7 @@ def test_order_repeats_and_core_against_an_oracle(tmp_path, seed, repeats):
     wanted = oracle(rows, core, min_length, repeats)
     root = tmp_path / f"{core}"
     root.mkdir()
-    prepared, found = prepare(root, rows, core=core, min_length=min_length, repeats=repeats)
+    prepared, found = prepare(root, rows, k_core=core, min_length=min_length, repeats=repeats)
     assert found == {str(user): list(map(str, items)) for user, items in wanted.items()}
     first_seen = [user for user in dict.fromkeys(u for u, _, _ in rows) if user in wanted]
     assert list(found) == list(map(str, first_seen))
@@ -170,7 +173,7 @@ def test_item_text_is_joined_by_id(tmp_path, name):
   (tmp_path / "raw").mkdir()
   write_table(tmp_path / "raw" / name, [*ITEMS, ("jar", "Nobody's", "", [])], ("item", "title", "brand", "categories"))
   prepared, _ = prepare(tmp_path)
-  pen, cup, ink = prepared.items()
+  pen, cup, ink = prepared.items
   assert (ink.item_id, ink.title, ink.brand, ink.categories) == ("ink", "Blue ink", "Herlitz", ("Office > Ink",))
   assert (pen.title, pen.brand, pen.categories) == ("Fountain pen", "", ("A > B", "C"))
   assert (cup.item_id, cup.title) == ("cup", "")
@@ -184,7 +187,7 @@ def test_item_columns_can_be_named(tmp_path, name):
   rows = [("ink", "Blue ink", "Office"), ("pen", "Pen", "")]
   write_table(tmp_path / "raw" / name, rows, ("item", "name", "genre"))
   prepared, _ = prepare(tmp_path, title_column="name", categories_column="genre")
-  assert [(item.title, item.categories) for item in prepared.items()] == [
+  assert [(item.title, item.categories) for item in prepared.items] == [
     ("Pen", ()),
     ("", ()),
     ("Blue ink", ("Office",)),
@@ -195,35 +198,58 @@ def test_prepared_data_is_reused_and_refused_with_other_settings(tmp_path):
   prepared, _ = prepare(tmp_path, name="interactions.csv")
   assert not prepared.reused and prepare(tmp_path, None)[0].reused
   files = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
-  with pytest.raises(InputError, match=r"mine/1.0.0 was prepared with data.core=1, but now data.core=2 is asked for"):
-    prepare(tmp_path, None, core=2)
+  with pytest.raises(
+    InputError, match=r"mine/1.0.0 was prepared with data.k_core=1, but now data.k_core=2 is asked for"
+  ):
+    prepare(tmp_path, None, k_core=2)
   with pytest.raises(InputError, match=r"data.repeats='keep', but now data.repeats='first' is asked for"):
-    raw.prepare_dataset(DataConfig(dataset="mine", data_dir=str(tmp_path / "data"), core=1, repeats="first"))
+    detect.prepare_dataset(DataConfig(dataset="mine", data_dir=str(tmp_path / "data"), k_core=1, repeats="first"))
   with pytest.raises(InputError, match="prepared from other files than .*raw"):
     prepare(tmp_path, ROWS[:-1])
   assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()} == files
   # Without the raw files, and with the settings it was made with, it is there.
-  found, source = raw.prepare_dataset(DataConfig(dataset="mine", data_dir=str(tmp_path / "data"), core=1))
+  found, source = detect.prepare_dataset(DataConfig(dataset="mine", data_dir=str(tmp_path / "data"), k_core=1))
   assert found.reused and source is None
 
 
-def test_many_small_files_hold_the_same_rows(tmp_path, monkeypatch):
-  from rastp_jax.data import amazon_reviews
+def test_datasets_of_former_versions_are_found_again(tmp_path):
+  """Commit afe1aff called data.k_core data.core, in the fingerprint and in the prepared tables."""
+  (tmp_path / "raw").mkdir()
+  for name, content in documented_files().items():
+    (tmp_path / "raw" / name).write_text(content)
+  data = DataConfig(dataset="mine", data_dir=str(tmp_path / "data"), k_core=2)
+  prepared, _ = detect.prepare_dataset(data, str(tmp_path / "raw"))
+  assert prepared.fingerprint == "898226c09fbecf067bffc367f00edc37f8e975fa9b4ee90f2c998bd01831ca3a"  # afe1aff's
+  for directory in (prepared.histories_dir, prepared.items_dir):
+    path = pathlib.Path(directory) / "metadata.json"
+    facts = json.loads(path.read_text())
+    facts["settings"]["core"] = facts["settings"].pop("k_core")
+    path.write_text(json.dumps(facts))
+  for raw_dir in (None, str(tmp_path / "raw")):
+    found, _ = detect.prepare_dataset(data, raw_dir)
+    assert found.reused and found.settings == prepared.settings and len(read_back(data)) == 2
+  with pytest.raises(InputError, match="prepared with data.k_core=2, but now data.k_core=3 is asked for"):
+    detect.prepare_dataset(dataclasses.replace(data, k_core=3))
 
-  monkeypatch.setattr(amazon_reviews, "_SHARD_ROWS", 3)
-  monkeypatch.setattr(amazon_reviews, "_READ_ROWS", 2)
+
+def test_many_small_files_hold_the_same_rows(tmp_path, monkeypatch):
+  from rastp_jax.data import prepared as prepared_lib
+
+  monkeypatch.setattr(prepared_lib, "_SHARD_ROWS", 3)
+  monkeypatch.setattr(prepared_lib, "_READ_ROWS", 2)
   rows = [(f"u{u}", f"i{(u + k) % 7}", k) for u in range(11) for k in range(3 + u % 3)]
   prepared, found = prepare(tmp_path, rows)
   assert len(list(pathlib.Path(prepared.histories_dir).glob("*array_record*"))) == 4
   assert found == {f"u{u}": [f"i{(u + k) % 7}" for k in range(3 + u % 3)] for u in range(11)}
 
 
-def test_no_python_object_is_made_per_interaction(tmp_path):
+def test_no_python_object_is_made_per_interaction(tmp_path, monkeypatch):
   """Memory grows by some bytes an interaction; a tuple of three numbers alone would take 150."""
+  monkeypatch.setattr(csv_files, "_BLOCK", 1 << 16)  # the files are smaller than what is read at a time otherwise
   peaks = []
   for interactions_ in (50_000, 200_000):
-    prepare_at_scale.generate(tmp_path / "interactions.csv", interactions_, users=2_000, items=500)
-    source = raw.open_source(DataConfig(dataset="mine"), str(tmp_path))
+    scale.generate(tmp_path / "interactions.csv", interactions_, users=2_000, items=500)
+    source = detect.open_source(DataConfig(dataset="mine"), str(tmp_path))
     tracemalloc.start()
     assert len(source.read().items) > 0.99 * interactions_
     peaks.append(tracemalloc.get_traced_memory()[1])
@@ -249,7 +275,7 @@ def test_the_documented_example(tmp_path):
   overrides = dict(re.findall(r"--config\.data\.(\w+)=(\w+)", text))
   settings = {name: int(value) if value.isdecimal() else value for name, value in overrides.items()}
   data = DataConfig(**settings, data_dir=str(tmp_path / "data"))
-  prepared, _ = raw.prepare_dataset(data, str(tmp_path / "raw"))
+  prepared, _ = detect.prepare_dataset(data, str(tmp_path / "raw"))
   assert prepared.describe() in text
   told = dict(re.findall(r"^\| (\w+) \| ([\w, ]+) \|$", text, re.MULTILINE))
   assert {"user": "items"} | {user: ", ".join(items) for user, items in read_back(data).items()} == told

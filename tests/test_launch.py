@@ -53,7 +53,7 @@ def test_jobset_is_complete():
   assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
   (job,) = jobset["spec"]["replicatedJobs"]
   spec = job["template"]["spec"]
-  assert spec["parallelism"] == spec["completions"]  # one pod a host, all at once
+  assert spec["parallelism"] == spec["completions"]  # one pod per host, all at once
   assert spec["backoffLimit"] == 0  # a lone pod must not come back without the others
   (rule,) = spec["podFailurePolicy"]["rules"]
   assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
@@ -80,9 +80,9 @@ def test_the_pods_job_follows_the_schema_of_kubernetes():
       kubernetes_validate.validate(job, "1.30", strict=True)
 
 
-def keep_going(*command, **environment):
+def restart_until_done(*command, **environment):
   return subprocess.Popen(
-    ["bash", ROOT / "launch" / "keep_going.sh", *command],
+    ["bash", ROOT / "launch" / "restart_until_done.sh", *command],
     env=os.environ | environment,
     stdout=subprocess.PIPE,
     text=True,
@@ -90,31 +90,33 @@ def keep_going(*command, **environment):
 
 
 @pytest.mark.parametrize(("codes", "end"), [("75 1 0", 0), ("75 2 0", 2), ("75 75 75 0", 75)])
-def test_training_starts_again_until_it_is_done_or_a_person_has_to_act(tmp_path, codes, end):
+def test_training_starts_again_until_it_is_done_or_a_person_must_act(tmp_path, codes, end):
   """A command that ends with one exit code after the other; at most two restarts."""
   (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
   command = f"code=$(head -n 1 {tmp_path}/codes); sed -i 1d {tmp_path}/codes; exit $code"
-  process = keep_going("bash", "-c", command, MAX_RESTARTS="2")
-  assert process.wait(30) == end
+  process = restart_until_done("bash", "-c", command, MAX_RESTARTS="2")
+  printed, _ = process.communicate(timeout=300)
+  assert process.returncode == end
   expected = len(codes.split()) - 1 if end != 2 else 1
-  assert process.stdout.read().count("== Ended with exit code") == min(expected, 2)
+  assert printed.count("== Ended with exit code") == min(expected, 2)
 
 
 def test_a_stop_is_passed_on_and_not_undone(tmp_path):
   command = f"trap 'echo saved; exit 75' TERM; touch {tmp_path}/up; while true; do sleep 0.05; done"
-  process = keep_going("bash", "-c", command)
+  process = restart_until_done("bash", "-c", command)
   while not (tmp_path / "up").exists():
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
-  assert process.wait(30) == 75
-  assert process.stdout.read() == "saved\n"
+  printed, _ = process.communicate(timeout=300)
+  assert process.returncode == 75
+  assert printed == "saved\n"
 
 
 def test_a_stop_in_the_first_moment_is_passed_on_too():
   command = "trap 'exit 75' TERM; kill -TERM $PPID; while true; do sleep 0.05; done"
-  stopped = [keep_going("bash", "-c", command) for _ in range(40)]
+  stopped = [restart_until_done("bash", "-c", command) for _ in range(40)]
   try:
-    assert [process.wait(30) for process in stopped] == [75] * 40
+    assert [process.wait(300) for process in stopped] == [75] * 40
   finally:
     for process in stopped:
       process.kill()

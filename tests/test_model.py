@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rastp_jax.config import ModelConfig, PruningConfig
+from rastp_jax.config import ModelConfig, ReductionConfig
+from rastp_jax.generation.beam_search import beam_search
+from rastp_jax.generation.trie import build_transitions
 from rastp_jax.model import encoder_decoder
-from rastp_jax.model.beam_search import beam_search
 from rastp_jax.model.layers import Dropout
-from rastp_jax.semantic_ids.trie import build_transitions
 
 WIDTHS = (5, 4, 3)
 
@@ -20,7 +20,7 @@ WIDTHS = (5, 4, 3)
 @pytest.fixture(scope="module")
 def model():
   config = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=2, decoder_blocks=2)
-  return encoder_decoder.EncoderDecoder(config, PruningConfig(after_block=(0,)), WIDTHS, rngs=nnx.Rngs(0))
+  return encoder_decoder.EncoderDecoder(config, ReductionConfig(after_block=(0,)), WIDTHS, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_transitions_hold_every_prefix_once():
 def test_filler_rows_weigh_nothing(model, history):
   target = jnp.asarray([[0, 1, 2], [1, 0, 0], [4, 3, 1], [2, 2, 2]], jnp.int32)
   weight = jnp.asarray([1.0, 1.0, 0.0, 1.0])
-  loss_of = jax.jit(lambda *batch: encoder_decoder.loss(model, *batch))
+  loss_of = jax.jit(lambda *batch: model.loss(dict(zip(("history", "target", "weight"), batch, strict=True))))
   loss, parts = loss_of(history, target, weight)
   rows = jnp.asarray([0, 1, 3])
   expected, _ = loss_of(history[rows], target[rows], jnp.ones(3))

@@ -1,6 +1,7 @@
 """The Amazon 2014 files as published, with every oddity they have, from a directory and downloaded."""
 
 import contextlib
+import dataclasses
 import functools
 import gzip
 import http.server
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from rastp_jax.config import DataConfig
-from rastp_jax.data import histories, official, raw
+from rastp_jax.data import datasets, histories
+from rastp_jax.data import prepared as prepared_lib
+from rastp_jax.data.sources import amazon2014, detect
 from rastp_jax.errors import InputError
 
 DAY = 86_400
@@ -43,7 +46,7 @@ META = [
 ]
 
 
-def write_official(root: pathlib.Path, category="Beauty", reviews=REVIEWS, meta=META, gzipped=True) -> str:
+def write_files(root: pathlib.Path, category="Beauty", reviews=REVIEWS, meta=META, gzipped=True) -> str:
   """Rows may be given as text, to be torn or worse."""
   root.mkdir(exist_ok=True)
   lines = [
@@ -53,21 +56,21 @@ def write_official(root: pathlib.Path, category="Beauty", reviews=REVIEWS, meta=
     for row in reviews
   ]
   products = [row if isinstance(row, str) else repr(row) for row in meta]
-  for name, text in zip(official.file_names(category), (lines, products), strict=True):
+  for name, text in zip(amazon2014.file_names(category), (lines, products), strict=True):
     content = "".join(f"{line}\n" for line in text).encode()
     (root / (f"{name}.gz" if gzipped else name)).write_bytes(gzip.compress(content) if gzipped else content)
   return str(root)
 
 
 def prepare(tmp_path, raw_dir, dataset="small"):
-  return raw.prepare_dataset(DataConfig(dataset=dataset, data_dir=str(tmp_path / "data")), raw_dir)[0]
+  return detect.prepare_dataset(DataConfig(dataset=dataset, data_dir=str(tmp_path / "data")), raw_dir)[0]
 
 
 @pytest.mark.parametrize("gzipped", [True, False])
 def test_every_oddity_gives_exactly_the_expected_sequences(tmp_path, gzipped):
-  prepared = prepare(tmp_path, write_official(tmp_path / "raw", gzipped=gzipped))
+  prepared = prepare(tmp_path, write_files(tmp_path / "raw", gzipped=gzipped))
   loaded = histories.load(str(tmp_path / "data"), "small")
-  items = prepared.items()
+  items = prepared.items
   assert [item.asin for item in items] == ["B01", "B02", "B03", "B04"]  # order of first appearance in the reviews
   assert loaded.user_ids == ["A2", "A1"]
   sequences = [[items[k].asin for k in part] for part in np.split(loaded.items, loaded.offsets[1:-1])]
@@ -93,7 +96,7 @@ def test_every_oddity_gives_exactly_the_expected_sequences(tmp_path, gzipped):
 
 
 def test_published_sizes_hold_for_the_three_and_no_other(tmp_path):
-  raw_dir = write_official(tmp_path / "raw")
+  raw_dir = write_files(tmp_path / "raw")
   with pytest.raises(InputError, match="has 2 users .* expected the 22363 published for 'beauty'"):
     prepare(tmp_path, raw_dir, "beauty")
   with pytest.raises(InputError, match="looked for .*reviews_Toys_and_Games_5.json and meta_Toys_and_Games.json"):
@@ -114,7 +117,7 @@ def server(root: pathlib.Path, monkeypatch, url="http://127.0.0.1:{port}/files")
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
     thread = threading.Thread(target=site.serve_forever)
     thread.start()
-    monkeypatch.setattr(official, "URL", url.format(port=site.server_port))
+    monkeypatch.setattr(amazon2014, "URL", url.format(port=site.server_port))
     try:
       yield asked
     finally:
@@ -124,33 +127,34 @@ def server(root: pathlib.Path, monkeypatch, url="http://127.0.0.1:{port}/files")
 
 @pytest.fixture
 def no_published_sizes(monkeypatch):
-  monkeypatch.setattr("rastp_jax.data.amazon_reviews.DATASETS", [])
+  beauty = dataclasses.replace(datasets.DATASETS["beauty"], users=None, items=None, interactions=None)
+  monkeypatch.setitem(datasets.DATASETS, "beauty", beauty)
 
 
 def test_downloads_once_and_records_checksums(tmp_path, monkeypatch, no_published_sizes):
   del no_published_sizes
   (tmp_path / "site").mkdir()
-  write_official(tmp_path / "site" / "files")
+  write_files(tmp_path / "site" / "files")
   torn = tmp_path / "data" / "downloads" / "x.tmp.1234"  # as a killed download leaves it
   torn.mkdir(parents=True)
   config = DataConfig(dataset="beauty", data_dir=str(tmp_path / "data"))
   with server(tmp_path / "site", monkeypatch) as asked:
-    prepared, source = raw.prepare_dataset(config)
+    prepared, source = detect.prepare_dataset(config)
     assert prepared.num_users == 2 and source is not None and not torn.exists()
     assert {path.rpartition("/")[2] for path in asked} == {"reviews_Beauty_5.json.gz", "meta_Beauty.json.gz"}
     record = (tmp_path / "data" / "downloads" / "checksums.tsv").read_text().splitlines()
     assert len(record) == 2 and all(len(line.split("\t")[2]) == 64 for line in record)
     # Nothing is asked for again: not with the dataset there, nor from the downloads.
     del asked[:]
-    assert raw.prepare_dataset(config) == (raw.amazon_reviews.open_prepared(config.data_dir, "beauty"), None)
-    again, source = raw.prepare_dataset(config, needs_source=True)
+    assert detect.prepare_dataset(config) == (prepared_lib.open_prepared(config.data_dir, "beauty"), None)
+    again, source = detect.prepare_dataset(config, needs_source=True)
     assert again.reused and source is not None and not asked
     # What comes later must be what came first.
     for path in (tmp_path / "data" / "downloads").glob("*.gz"):
       path.unlink()
-    write_official(tmp_path / "site" / "files", reviews=REVIEWS[:-1])
+    write_files(tmp_path / "site" / "files", reviews=REVIEWS[:-1])
     with pytest.raises(InputError, match=r"not the file recorded in .*checksums.tsv .*Expected.*try again"):
-      raw.prepare_dataset(config, needs_source=True)
+      detect.prepare_dataset(config, needs_source=True)
 
 
 def test_a_file_that_cannot_be_had(tmp_path, monkeypatch):
@@ -160,8 +164,8 @@ def test_a_file_that_cannot_be_had(tmp_path, monkeypatch):
     server(tmp_path / "site", monkeypatch),
     pytest.raises(InputError, match=r"reviews_Toys_and_Games_5.json.gz.*cannot be downloaded .*404.*with --raw_dir"),
   ):
-    raw.prepare_dataset(config)
-  monkeypatch.setattr(official, "URL", "http://127.0.0.1:9/nobody")  # the port of "discard": nothing listens
+    detect.prepare_dataset(config)
+  monkeypatch.setattr(amazon2014, "URL", "http://127.0.0.1:9/nobody")  # the port of "discard": nothing listens
   with pytest.raises(InputError, match="cannot be downloaded .*with --raw_dir"):
-    raw.prepare_dataset(config)
+    detect.prepare_dataset(config)
   assert not (tmp_path / "data" / "review_items").exists()

@@ -1,4 +1,4 @@
-"""The paper's table: which commands it takes, how it goes on after an interruption, and what it says."""
+"""The paper's table: which commands it takes, how it goes on after an interruption, and its cells."""
 
 import pathlib
 import shlex
@@ -6,11 +6,12 @@ import shlex
 import numpy as np
 import pytest
 
-from rastp_jax import files, paper_runs
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
-from rastp_jax.paper_runs import MODELS, SEEDS, Plan, Step
-from tests.test_evaluation import make_result
+from rastp_jax.experiments import paper_table
+from rastp_jax.experiments.paper_table import MODELS, SEEDS, RunCommand, TableRuns
+from rastp_jax.runtime import files
+from tests.helpers.results import make_result
 
 GOLDEN = """\
 python -m rastp_jax.prepare --config=configs/beauty.py:cpu --config.data.data_dir=data --raw_dir={raw}/beauty
@@ -24,86 +25,86 @@ python -m rastp_jax.evaluate --workdir=runs/t_cpu/beauty/pruned/seed_999
 
 
 class Machine:
-  """Stands in for the processes: leaves what training and evaluation leave."""
+  """Stands in for the processes: writes what training and evaluation write."""
 
   def __init__(self, break_at=None):
     self.done, self.break_at = [], break_at
 
-  def __call__(self, step: Step):
-    if step.what == self.break_at:
+  def __call__(self, command: RunCommand):
+    if command.title == self.break_at:
       raise InputError("broken")
-    self.done.append(step.what)
-    if step.arguments[0] == "rastp_jax.prepare":
+    self.done.append(command.title)
+    if command.arguments[0] == "rastp_jax.prepare":
       return
-    workdir = pathlib.Path(step.arguments[-1].removeprefix("--workdir="))
+    workdir = pathlib.Path(command.arguments[-1].removeprefix("--workdir="))
     model, seed = workdir.parts[-2], int(workdir.parts[-1].removeprefix("seed_"))
     summary = {"steps": 5, "seconds": {"dense": 600.0, "pruned": 300.0}[model], "samples": 100.0, "devices": 2}
     summary["device_kind"] = "cpu"
-    if step.arguments[0] == "rastp_jax.train":
+    if command.arguments[0] == "rastp_jax.train":
       files.write_json(workdir / "summary.json", summary)
       files.write_json(workdir / "config.json", {"train": {"length": "2 epochs"}})
       return
     ranks = np.random.default_rng([seed, model == "dense"]).integers(0, 20, 40)
-    result = make_result(workdir.name, ranks, seed=seed, criterion="rastp" if model == "pruned" else "none")
-    result.figures["config"]["train"]["length"] = "2 epochs"
-    results.save(workdir / "eval_test.json", {**result.figures, **results.training_summary(workdir)}, result.ranks)
+    result = make_result(workdir.name, ranks, seed=seed, method="rastp" if model == "pruned" else "none")
+    result.metrics["config"]["train"]["length"] = "2 epochs"
+    results.save(workdir / "eval_test.json", {**result.metrics, **results.training_summary(workdir)}, result.ranks)
 
 
 def test_commands(tmp_path):
   (tmp_path / "beauty").mkdir()
-  plan = Plan(str(tmp_path), runs_dir="runs/t", cpu=True, length="2 epochs")
-  printed = paper_runs.dry_run(plan)
+  runs = TableRuns(str(tmp_path), runs_dir="runs/t", cpu=True, length="2 epochs")
+  printed = paper_table.dry_run(runs)
   assert printed.startswith(GOLDEN.format(raw=shlex.quote(str(tmp_path))))
   assert len(printed.splitlines()) == 1 + 2 * len(MODELS) * len(SEEDS)
-  whole = paper_runs.dry_run(Plan()).splitlines()
+  whole = paper_table.dry_run(TableRuns()).splitlines()
   assert len(whole) == 3 * 13 and "--config=configs/toys.py --" in whole[-2] and "length" not in whole[-2]
   with pytest.raises(InputError, match="sports"):
-    paper_runs.dry_run(Plan(str(tmp_path)))
+    paper_table.dry_run(TableRuns(str(tmp_path)))
 
 
 def test_it_goes_on_where_it_stopped(tmp_path):
-  plan = Plan(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
+  runs = TableRuns(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
   first, second, third = Machine("Training beauty, pruned, seed 1024"), Machine(), Machine()
   with pytest.raises(InputError, match="broken"):
-    paper_runs.execute(plan, str(tmp_path / "out"), first, lambda _: None)
+    paper_table.execute(runs, str(tmp_path / "out"), first, lambda _: None)
   assert not list((tmp_path / "out").iterdir())
-  assert sum(line.endswith("# done") for line in paper_runs.dry_run(plan).splitlines()) == 6
-  paths = paper_runs.execute(plan, str(tmp_path / "out"), second, lambda _: None)
+  assert sum(line.endswith("# done") for line in paper_table.dry_run(runs).splitlines()) == 6
+  paths = paper_table.execute(runs, str(tmp_path / "out"), second, lambda _: None)
   assert second.done[:2] == ["Preparing beauty", "Training beauty, pruned, seed 1024"]
   assert not set(first.done[1:]) & set(second.done) and len(first.done) + len(second.done) == 1 + 13
-  paper_runs.execute(plan, str(tmp_path / "out"), third, lambda _: None)
+  paper_table.execute(runs, str(tmp_path / "out"), third, lambda _: None)
   assert not third.done
   assert all(pathlib.Path(path).exists() for path in paths)
   with pytest.raises(InputError, match="seed_999 holds a run of '2 epochs', not '3 epochs'"):
-    paper_runs.steps(Plan(runs_dir=str(tmp_path / "runs"), cpu=True, length="3 epochs"))
+    paper_table.commands(TableRuns(runs_dir=str(tmp_path / "runs"), cpu=True, length="3 epochs"))
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_run(tmp_path):
   (tmp_path / "file").touch()
   machine = Machine()
   with pytest.raises(InputError, match="paper_table_cpu.json cannot be written"):
-    paper_runs.execute(Plan(cpu=True), str(tmp_path / "file"), machine, lambda _: None)
+    paper_table.execute(TableRuns(cpu=True), str(tmp_path / "file"), machine, lambda _: None)
   assert not machine.done
 
 
 def test_a_run_evaluated_before_its_end_is_evaluated_again(tmp_path):
-  plan = Plan(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
-  paper_runs.execute(plan, str(tmp_path / "out"), Machine(), lambda _: None)
-  workdir = pathlib.Path(plan.workdir("beauty", "dense", 2025))
+  runs = TableRuns(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
+  paper_table.execute(runs, str(tmp_path / "out"), Machine(), lambda _: None)
+  workdir = pathlib.Path(runs.workdir("beauty", "dense", 2025))
   early = results.load(workdir / "eval_test.json", "early")
-  results.save(workdir / "eval_test.json", {**early.figures, "steps": 4}, early.ranks)
+  results.save(workdir / "eval_test.json", {**early.metrics, "steps": 4}, early.ranks)
   again = Machine()
-  paper_runs.execute(plan, str(tmp_path / "out"), again, lambda _: None)
+  paper_table.execute(runs, str(tmp_path / "out"), again, lambda _: None)
   assert again.done == ["Preparing beauty", "Evaluating beauty, dense, seed 2025"]
 
 
 def test_the_table(tmp_path):
-  plan = Plan(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
+  runs = TableRuns(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
   said = []
-  _, path = paper_runs.execute(plan, str(tmp_path / "out"), Machine(), said.append)
+  _, path = paper_table.execute(runs, str(tmp_path / "out"), Machine(), said.append)
   ranks = [np.random.default_rng([seed, True]).integers(0, 20, 40) for seed in SEEDS]
   recalls = [np.mean(r < 10) for r in ranks]
-  table = paper_runs.make_table(plan)
+  table = paper_table.make_table(runs)
   rows = {row[0]: dict(zip(table["rows"][0], row, strict=True)) for row in table["rows"]}
   assert rows["beauty, dense"]["recall@10"] == f"{np.mean(recalls):.4f} ± {np.std(recalls, ddof=1):.4f}"
   assert rows["beauty, dense"]["beams"] == "10" and rows["beauty, dense"]["training, minutes"] == "10.0 ± 0.0"
@@ -120,5 +121,5 @@ def test_a_failing_process_is_quoted_with_the_way_to_go_on(capfd):
   with pytest.raises(
     InputError, match=r"Evaluating x failed with exit code 2 \(--workdir is missing.*put that right, then go on"
   ):
-    paper_runs.run_command(Step("Evaluating x", ("rastp_jax.evaluate",)))
+    paper_table.run_command(RunCommand("Evaluating x", ("rastp_jax.evaluate",)))
   assert "error: --workdir is missing" in capfd.readouterr().err

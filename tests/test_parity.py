@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rastp_jax.config import ModelConfig, PruningConfig
+from rastp_jax.config import ModelConfig, ReductionConfig
+from rastp_jax.generation.beam_search import beam_search
+from rastp_jax.generation.trie import build_transitions
 from rastp_jax.model import encoder_decoder
-from rastp_jax.model.beam_search import beam_search
 from rastp_jax.model.layers import relative_bucket
-from rastp_jax.model.pruning import CRITERIA, Tokens
-from rastp_jax.model.published import load_published, published_names
-from rastp_jax.semantic_ids.trie import build_transitions
+from rastp_jax.model.torch_names import load_published, published_names
+from rastp_jax.reduction import scores
+from rastp_jax.reduction.tokens import Seen
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -37,8 +38,8 @@ class Case:
       mlp_hidden_layers=sizes["mlp_layers"],
       uniform_width=True,
     )
-    pruning_config = PruningConfig(
-      criterion="rastp" if pruned else "none",
+    reduction = ReductionConfig(
+      method="rastp" if pruned else "none",
       after_block=(sizes["prune_layer_index"],),
       keep_ratio=(sizes["keep_ratio"],),
       positions="none",
@@ -46,7 +47,7 @@ class Case:
       score_padded_queries=True,
     )
     widths = (sizes["num_embeddings_per_hierarchy"],) * sizes["num_hierarchies"]
-    self.model = encoder_decoder.EncoderDecoder(model_config, pruning_config, widths, rngs=nnx.Rngs(0))
+    self.model = encoder_decoder.EncoderDecoder(model_config, reduction, widths, rngs=nnx.Rngs(0))
     load_published(self.model, {k[6:]: v for k, v in self.arrays.items() if k.startswith("param/")})
     self.history = jnp.asarray(self.arrays["input_ids"]).reshape(len(self.arrays["labels"]), -1, len(widths))
     self.labels = jnp.asarray(self.arrays["labels"])
@@ -64,63 +65,58 @@ def case(request):
   return Case(*request.param)
 
 
-def close(name, ours, theirs, tolerance, figures):
+def close(name, ours, theirs, tolerance, differences):
   """The largest difference, relative to the largest golden value, is within the tolerance; the figure is kept."""
   difference = float(np.max(np.abs(np.asarray(ours) - theirs)) / np.max(np.abs(theirs)))
-  seen = figures.setdefault(name, {"tolerance": tolerance, "largest difference": 0.0})
+  seen = differences.setdefault(name, {"tolerance": tolerance, "largest difference": 0.0})
   seen["largest difference"] = max(seen["largest difference"], difference)
   assert difference <= tolerance, f"{name}: {difference:.2e} > {tolerance:.0e}"
 
 
-def equal(name, ours, theirs, figures):
+def equal(name, ours, theirs, differences):
   np.testing.assert_array_equal(ours, theirs, err_msg=name)
-  figures.setdefault(name, {"tolerance": 0.0, "largest difference": 0.0})
+  differences.setdefault(name, {"tolerance": 0.0, "largest difference": 0.0})
 
 
-def test_forward(case, figures):
+def test_forward(case, differences):
   tokens = case.model.embed_history(case.history)
-  close("embeddings", tokens.hidden, case["enc_in"], 1e-5, figures)
+  close("embeddings", tokens.hidden, case["enc_in"], 1e-5, differences)
   np.testing.assert_array_equal(tokens.mask, case.arrays["enc_mask"] == 1)
-  encoded, seen = case.model.encode_tokens(tokens)
+  encoded, stages = case.model.encode_tokens(tokens)
   mask = np.asarray(encoded.mask)
-  if seen:
+  if stages:
     full_mask = case.arrays["enc_mask"] == 1
-    (stage,) = seen
-    close(
-      "hidden at the scored block",
-      stage["hidden"][full_mask],
-      case["enc_h_after_layer1"][full_mask],
-      1e-5,
-      figures,
-    )
-    close("attention received", stage["received"], case["attn_colsum"], 1e-5, figures)
-    scores = CRITERIA["rastp"](stage["received"], Tokens(stage["hidden"], tokens.mask, tokens.positions))
-    close("importance", scores[full_mask], case["importance"][full_mask], 1e-5, figures)
+    (stage,) = stages
+    hidden, kept = stage.before.hidden, np.asarray(stage.after.positions)
+    close("hidden at the scored block", hidden[full_mask], case["enc_h_after_layer1"][full_mask], 1e-5, differences)
+    seen = Seen(stage.before, stage.evidence, case.model.layout, case.model.reduction, budget=mask.shape[1])
+    close("attention received", scores.attention(seen), case["attn_colsum"], 1e-5, differences)
+    close("importance", scores.rastp(seen)[full_mask], case["importance"][full_mask], 1e-5, differences)
     np.testing.assert_array_equal(mask, case["pruned_mask"] == 1)
-    equal("kept places", np.asarray(stage["kept"])[mask], case["kept_idx"][mask], figures)
-    kept_hidden = np.take_along_axis(np.asarray(stage["hidden"]), np.asarray(stage["kept"])[..., None], axis=1)
-    close("pruned hidden", kept_hidden[mask], case["pruned_hidden"][mask], 1e-5, figures)
+    equal("kept positions", kept[mask], case["kept_idx"][mask], differences)
+    close("pruned hidden", stage.after.hidden[mask], case["pruned_hidden"][mask], 1e-5, differences)
   else:
     assert mask.shape[1] == tokens.mask.shape[1]
-  close("encoder output", encoded.hidden[mask], case["enc_out"][mask], 1e-5, figures)
+  close("encoder output", encoded.hidden[mask], case["enc_out"][mask], 1e-5, differences)
   decoded = case.model.decode(encoded, case.labels)
-  close("decoder output", decoded, case["dec_out"][:, :-1], 1e-5, figures)
-  close("logits", np.stack(case.model.logits(decoded)), case["logits"], 1e-5, figures)
+  close("decoder output", decoded, case["dec_out"][:, :-1], 1e-5, differences)
+  close("logits", np.stack(case.model.logits(decoded)), case["logits"], 1e-5, differences)
 
 
-def test_loss_and_gradients(case, figures):
+def test_loss_and_gradients(case, differences):
   graphdef, params = nnx.split(case.model)
 
   def loss(params):
     weight = jnp.ones(len(case.labels))
-    return encoder_decoder.loss(nnx.merge(graphdef, params), case.history, case.labels, weight)
+    batch = {"history": case.history, "target": case.labels, "weight": weight}
+    return nnx.merge(graphdef, params).loss(batch)
 
   (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  close("loss", value, case["loss"], 1e-5, figures)
+  close("loss", value, case["loss"], 1e-5, differences)
   per_level = [metrics[f"loss_level_{level}"] for level in range(4)]
-  close("loss per level", per_level, case["loss_per_hierarchy"], 1e-5, figures)
+  close("loss per level", per_level, case["loss_per_hierarchy"], 1e-5, differences)
   norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradients)))
-  close("gradient norm", norm, case["grad_global_l2"], 1e-4, figures)
+  close("gradient norm", norm, case["grad_global_l2"], 1e-4, differences)
   names = {name: (path, transposed) for path, (name, transposed) in published_names(case.model).items()}
   flat = dict(nnx.to_flat_state(gradients))
   stored = [k.split("grad/")[1] for k in case.arrays.files if k.startswith(case.prefix + "grad/")]
@@ -129,11 +125,11 @@ def test_loss_and_gradients(case, figures):
     path, transposed = names[name]
     ours = np.asarray(flat[path][...])
     theirs = case[f"grad/{name}"]
-    close("gradients", (ours.T if transposed else ours).reshape(theirs.shape), theirs, 1e-4, figures)
+    close("gradients", (ours.T if transposed else ours).reshape(theirs.shape), theirs, 1e-4, differences)
 
 
 @pytest.mark.parametrize("constrained", [False, True], ids=["free", "constrained"])
-def test_beams(case, constrained, figures):
+def test_beams(case, constrained, differences):
   transitions = build_transitions(case.arrays["catalogue_sids"]) if constrained else None
   beams = jax.jit(lambda h: beam_search(case.model, case.model.encode(h), transitions, 10, renormalize=True))(
     case.history
@@ -144,7 +140,7 @@ def test_beams(case, constrained, figures):
     np.exp(beams.log_probs),
     case[f"beam_probs_prefix{int(constrained)}"],
     1e-5,
-    figures,
+    differences,
   )
   items = {tuple(row) for row in case.arrays["catalogue_sids"]}
   for ours, expected, is_item in zip(
@@ -154,7 +150,7 @@ def test_beams(case, constrained, figures):
     # As a set: two neighbouring probabilities of the fresh weights are closer than float32 tells apart.
     assert set(rows) == {tuple(row) for row in expected}
     if "trained" in case.arrays.fid.name:
-      equal("beams", ours, expected, figures)
+      equal("beams", ours, expected, differences)
     assert [row in items for row in rows].count(True) == is_item.sum()
     if constrained:
       assert all(row in items for row in rows) and len(set(rows)) == 10

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from rastp_jax import cli
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
-from rastp_jax.data import amazon_reviews
+from rastp_jax.data import datasets
 from rastp_jax.errors import InputError
 from rastp_jax.prepare import prepare
+from rastp_jax.runtime import cli
 
 CONFIG = """
 from rastp_jax import config
@@ -23,7 +23,7 @@ def get_config():
   values = config.default_config_dict()
   values.data.dataset = "synthetic"
   values.data.data_dir = {data_dir!r}
-  values.semantic_ids.width = 16
+  values.semantic_ids.codebook_size = 16
   return values
 """
 
@@ -32,15 +32,14 @@ def get_config():
 def config(tmp_path):
   return Config(
     data=DataConfig(dataset="synthetic", data_dir=str(tmp_path / "data")),
-    semantic_ids=SemanticIdsConfig(width=16),
+    semantic_ids=SemanticIdsConfig(codebook_size=16),
   )
 
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
   """A raw directory of 8 items that passes for dataset 'toys', with embeddings."""
-  published = amazon_reviews.ReviewsConfig(name="toys", description="for tests", users=2, items=8, interactions=8)
-  monkeypatch.setattr(amazon_reviews, "DATASETS", [published])
+  monkeypatch.setitem(datasets.DATASETS, "toys", datasets.NamedDataset("for tests", 2, 8, 8))
   root = tmp_path / "raw"
   root.mkdir()
   (root / "sequences.txt").write_text("1 1 2 3 4\n2 5 6 7 8\n")
@@ -60,18 +59,18 @@ def files_under(root) -> dict[str, bytes]:
 
 def test_synthetic_is_prepared_once_and_then_found(config):
   first = prepare(config)
-  assert not first.dataset.reused and not first.made.reused
-  assert first.semantic_ids.codes.shape == (240, 4) and not first.made.figures["collapsed"]
+  assert not first.dataset.reused and not first.codes.reused
+  assert first.semantic_ids.codes.shape == (240, 4) and not first.codes.metrics["collapsed"]
   assert first.semantic_ids.provenance["dataset_fingerprint"] == first.dataset.fingerprint
   before = files_under(config.data.data_dir)
   second = prepare(config)
-  assert second.dataset.reused and second.made.reused
+  assert second.dataset.reused and second.codes.reused
   assert second.semantic_ids.fingerprint == first.semantic_ids.fingerprint
   assert files_under(config.data.data_dir) == before
-  assert "2000 users, 240 items" in second.describe() and f"found {second.made.path}" in second.describe()
+  assert "2000 users, 240 items" in second.describe() and f"found {second.codes.path}" in second.describe()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"width": 8}, {"levels": 2}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"codebook_size": 8}, {"levels": 2}])
 def test_other_settings_are_refused_and_overwrite_nothing(config, change):
   prepare(config)
   before = files_under(config.data.data_dir)
@@ -83,21 +82,22 @@ def test_other_settings_are_refused_and_overwrite_nothing(config, change):
 
 def test_raw_directory_with_and_without_embeddings(config, raw):
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="toys"))
-  first = prepare(with_ids(config, width=4), str(raw))
+  first = prepare(with_ids(config, codebook_size=4), str(raw))
   assert first.semantic_ids.num_items == 8
-  assert prepare(with_ids(config, width=4)).made.reused  # all is there: no raw files needed
+  assert prepare(with_ids(config, codebook_size=4)).codes.reused  # all is there: no raw files needed
 
   np.save(raw / "embeddings.npy", np.random.default_rng(1).normal(size=(8, 4)))
   with pytest.raises(InputError, match="was made with embeddings_sha256="):
-    prepare(with_ids(config, width=4), str(raw))
+    prepare(with_ids(config, codebook_size=4), str(raw))
   (raw / "embeddings.npy").unlink()
   with pytest.raises(InputError, match="but now embeddings='tfidf_svd of 256 dimensions'"):
-    prepare(with_ids(config, width=4), str(raw))
+    prepare(with_ids(config, codebook_size=4), str(raw))
 
-  first.made.path.unlink()
+  first.codes.path.unlink()
   with pytest.raises(InputError, match="give --raw_dir"):
-    prepare(with_ids(config, width=4))
-  assert prepare(with_ids(config, width=4), str(raw)).semantic_ids.provenance["embeddings"].startswith("tfidf_svd")
+    prepare(with_ids(config, codebook_size=4))
+  again = prepare(with_ids(config, codebook_size=4), str(raw))
+  assert again.semantic_ids.provenance["embeddings"].startswith("tfidf_svd")
 
 
 def test_unusable_embeddings_leave_no_codes(config, raw):
@@ -111,10 +111,10 @@ def test_unusable_embeddings_leave_no_codes(config, raw):
 def test_own_codes_instead_of_learned_ones(config, tmp_path):
   file = tmp_path / "mine.npy"
   np.save(file, np.stack(np.divmod(np.arange(240), 16), 0))  # levels x items
-  made = prepare(config, codes_file=str(file)).made
+  made = prepare(config, codes_file=str(file)).codes
   np.testing.assert_array_equal(made.semantic_ids.codes, np.stack(np.divmod(np.arange(240), 16), 1))
-  assert made.figures["shared_prefix"]["pairs"] > 1000  # the histories were read
-  assert prepare(config, codes_file=str(file)).made.reused
+  assert made.metrics["shared_prefix"]["pairs"] > 1000  # the histories were read
+  assert prepare(config, codes_file=str(file)).codes.reused
 
 
 def test_missing_config_flag():
@@ -131,7 +131,7 @@ def run_binary(*arguments) -> subprocess.CompletedProcess:
 def test_binary_prints_what_it_did(tmp_path):
   file = tmp_path / "synthetic.py"
   file.write_text(CONFIG.format(data_dir=str(tmp_path / "data")))
-  done = run_binary(f"--config={file}", "--config.semantic_ids.width=8")
+  done = run_binary(f"--config={file}", "--config.semantic_ids.codebook_size=8")
   assert done.returncode == 0, done.stderr
   assert "2000 users, 240 items" in done.stdout and "entropy" in done.stdout
   assert f"wrote {tmp_path / 'data' / 'semantic_ids' / 'synthetic.npz'}" in done.stdout
@@ -139,11 +139,11 @@ def test_binary_prints_what_it_did(tmp_path):
 
 
 MISTAKES = {
-  "misspelt": ("--config.pruning.keep_ration=0.5", "did you mean config.pruning.keep_ratio?"),
+  "misspelt": ("--config.reduction.keep_ration=0.5", "did you mean config.reduction.keep_ratio?"),
   "wrong type": ("--config.data.max_items=many", "--config.data.max_items=many cannot be read: expected int."),
   "unknown choice": ("--config.data.dataset=syntetic", "did you mean 'synthetic'?"),
   "unknown flag": ("--raw_dirr=x", "raw_dirr"),
-  "no flag": ("beauty", "'beauty' is no flag: flags are written --name=value."),
+  "no flag": ("beauty", "'beauty' is not a flag: flags are written --name=value."),
 }
 
 
@@ -157,7 +157,9 @@ def test_mistakes_end_in_one_sentence(tmp_path, case):
 
 
 def test_config_files_that_cannot_be_used(tmp_path):
-  (tmp_path / "beauty.py").write_text(CONFIG.replace("semantic_ids.width", "semantic_ids.widht").format(data_dir="x"))
+  (tmp_path / "beauty.py").write_text(
+    CONFIG.replace("semantic_ids.codebook_size", "semantic_ids.widht").format(data_dir="x")
+  )
   assert_refused(run_binary(f"--config={tmp_path}/beuty.py"), f"did you mean {tmp_path}/beauty.py?")
   assert_refused(run_binary(f"--config={tmp_path}/beauty.py"), "widht")
 

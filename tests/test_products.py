@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rastp_jax.model import products
+from rastp_jax.runtime import products
 
 # a, b of a @ b; b may be one matrix for all leading axes; sizes of one are where XLA rewrites products
 MATMUL = [

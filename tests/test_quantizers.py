@@ -1,20 +1,24 @@
 """All methods of learning codes, by their one interface; and what each promises besides."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rastp_jax.config import QUANTIZERS, SemanticIdsConfig
+from rastp_jax import config as config_lib
+from rastp_jax.config import SemanticIdsConfig
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import methods, minibatches, quantizer, residual_kmeans
-from rastp_jax.semantic_ids.residual_kmeans import ResidualKMeans
+from rastp_jax.semantic_ids.quantizers import base, minibatches, registry, residual_kmeans
+from rastp_jax.semantic_ids.quantizers.residual_kmeans import ResidualKMeans
 
-TINY = SemanticIdsConfig(
-  levels=2, width=12, train_steps=100, train_batch=128, rqvae_hidden=(16,), rqvae_latent=4, rqvae_learning_rate=0.01
-)
-LEARNED = [method for method in QUANTIZERS if method != "random"]
+MINIBATCHES = {"train_steps": 100, "train_batch": 128}
+TINY = {
+  "levels": 2,
+  "codebook_size": 12,
+  "residual_vq": MINIBATCHES,
+  "rqvae": {**MINIBATCHES, "hidden": (16,), "latent": 4, "learning_rate": 0.01},
+}
+METHODS = list(registry.QUANTIZERS)
+LEARNED = [method for method in METHODS if method != "random"]
 
 
 def clustered(seed=0, items=600):
@@ -26,20 +30,24 @@ def clustered(seed=0, items=600):
   return points.astype(np.float32), large, small
 
 
-def fit(points, **settings):
-  settings = dataclasses.replace(TINY, **settings)
-  return methods.METHODS[settings.method].fit(points, settings)
+def tiny(**changes) -> SemanticIdsConfig:
+  """Small settings, with changes by name; an option of several methods (a former name) is set for all of them."""
+  config = config_lib.from_dict({"semantic_ids": TINY})
+  return config_lib.with_values(
+    config, [(f"semantic_ids.{name}", value) for name, value in changes.items()]
+  ).semantic_ids
 
 
-def fit_kmeans(points, levels, width=12, seed=0, normalize=False) -> ResidualKMeans:
-  return fit(points, levels=levels, width=width, seed=seed, normalize_residuals=normalize)
+def fit(points, **changes):
+  settings = tiny(**changes)
+  return registry.QUANTIZERS[settings.method].fit(points, settings)
 
 
-def test_the_config_names_all_methods():
-  assert set(methods.METHODS) == set(QUANTIZERS)
+def fit_kmeans(points, levels, codebook_size=12, seed=0, normalize=False) -> ResidualKMeans:
+  return fit(points, levels=levels, codebook_size=codebook_size, seed=seed, normalize_residuals=normalize)
 
 
-@pytest.mark.parametrize("method", QUANTIZERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_keeps_the_interface(method, tmp_path):
   points, _, _ = clustered()
   np.save(tmp_path / "points.npy", points)
@@ -47,11 +55,12 @@ def test_every_method_keeps_the_interface(method, tmp_path):
   first = fit(mapped, method=method)
   found = first.encode(mapped)
   assert found.shape == (600, 2) and found.dtype == np.int32 and found.min() >= 0 and found.max() < 12
+  assert first.widths == (12, 12)
   np.testing.assert_array_equal(fit(points, method=method).encode(points), found)  # same arguments, same codes
 
   first.save(tmp_path / "codebooks.npz")
-  again = methods.load(tmp_path / "codebooks.npz")
-  assert type(again) is type(first)
+  again = registry.load(tmp_path / "codebooks.npz")
+  assert type(again) is type(first) and again.widths == first.widths
   np.testing.assert_array_equal(again.encode(points), found)
   np.testing.assert_array_equal(again.last_costs(points[:50]), first.last_costs(points[:50]))
   if method != "random":
@@ -72,12 +81,12 @@ def test_learned_codes_follow_the_clusters_and_lower_the_error(method):
   assert errors[1] < errors[0] < 0.25
 
 
-@pytest.mark.parametrize("method", QUANTIZERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_batches_do_not_show_in_the_codes(method, monkeypatch):
   points, _, _ = clustered()
   learned = fit(points, method=method)
   whole = learned.encode(points)
-  monkeypatch.setattr(quantizer, "_BATCH", 64)  # 600 is no multiple of it
+  monkeypatch.setattr(base, "_BATCH", 64)  # 600 is not a multiple of it
   np.testing.assert_array_equal(learned.encode(points), whole)
 
 
@@ -89,7 +98,7 @@ def test_unreadable_codebooks_are_refused(tmp_path, content):
   else:
     path.write_bytes(content)
   with pytest.raises(InputError, match="cannot be read as codebooks"):
-    methods.load(path)
+    registry.load(path)
 
 
 def test_dead_codes_are_found_and_revived():
@@ -104,10 +113,10 @@ def test_dead_codes_are_found_and_revived():
 @pytest.mark.parametrize("method", ["residual_vq", "rqvae"])
 def test_codes_that_start_dead_come_into_use(method, monkeypatch):
   points, _, _ = clustered()
-  far = lambda points, settings: np.concatenate(  # one centre among the points, all others out of reach
+  far = lambda points, settings, normalize: np.concatenate(  # one centre among the points, all others out of reach
     [
       np.zeros((settings.levels, 1, points.shape[1])),
-      np.full((settings.levels, settings.width - 1, points.shape[1]), 1e3),
+      np.full((settings.levels, settings.codebook_size - 1, points.shape[1]), 1e3),
     ],
     axis=1,
   ).astype(np.float32)
@@ -118,13 +127,11 @@ def test_codes_that_start_dead_come_into_use(method, monkeypatch):
 
 def test_minibatches_cover_each_epoch_and_repeat_with_the_seed():
   rows = np.arange(10.0)[:, None]
-  settings = dataclasses.replace(TINY, train_steps=5, train_batch=4)
-  drawn = [batch[:, 0].tolist() for batch in minibatches.batches(rows, settings)]
+  drawn = [batch[:, 0].tolist() for batch in minibatches.batches(rows, steps=5, rows=4, seed=0)]
   assert [len(batch) for batch in drawn] == [4] * 5
   assert sorted(sum(drawn, [])) == sorted([*range(10)] * 2)
-  assert drawn == [batch[:, 0].tolist() for batch in minibatches.batches(rows, settings)]
-  other = dataclasses.replace(settings, seed=1)
-  assert drawn != [batch[:, 0].tolist() for batch in minibatches.batches(rows, other)]
+  assert drawn == [batch[:, 0].tolist() for batch in minibatches.batches(rows, steps=5, rows=4, seed=0)]
+  assert drawn != [batch[:, 0].tolist() for batch in minibatches.batches(rows, steps=5, rows=4, seed=1)]
 
 
 def test_kmeans_finds_planted_clusters():
@@ -179,7 +186,7 @@ def test_encode_takes_the_nearest_centre(normalize):
 def test_kmeans_of_a_sample_serves_the_whole_catalogue(monkeypatch):
   points, large, _ = clustered(items=3000)
   monkeypatch.setattr(residual_kmeans, "_LEAST_SAMPLE", 500)
-  monkeypatch.setattr(residual_kmeans, "_POINTS_A_CENTRE", 10)
+  monkeypatch.setattr(residual_kmeans, "_POINTS_PER_CENTRE", 10)
   seen = []
   fit_levels = residual_kmeans.fit_levels
   monkeypatch.setattr(residual_kmeans, "fit_levels", lambda *a: seen.append(len(a[0])) or fit_levels(*a))

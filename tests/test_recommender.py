@@ -3,41 +3,20 @@
 import dataclasses
 import gzip
 import json
+import os
+import threading
+import tracemalloc
 
 import numpy as np
 import pytest
-from flax import nnx
 
-from rastp_jax import sharding
-from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig
+from rastp_jax.config import EvalConfig
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
-from rastp_jax.loading import SavedModel
-from rastp_jax.model.encoder_decoder import EncoderDecoder
-from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.semantic_ids.embeddings import Item
 from rastp_jax.serving import recommendation_files, recommender
-from rastp_jax.serving.recommender import Answer, Recommendation, Recommender
-from tests.test_batches import make_data
-from tests.test_end_to_end import command
-
-LENGTHS = np.random.default_rng(2).integers(3, 20, 90).tolist()
-
-
-def make_saved() -> tuple[SavedModel, list[Item]]:
-  """A small random model with its catalogue, as if loaded from a workdir."""
-  histories, _ = make_data(LENGTHS)
-  # Two levels: half the program to compile.
-  codes = SemanticIds.from_learned(np.random.default_rng(0).integers(0, 16, (50, 1)), 16, {})
-  config = Config(
-    data=DataConfig(max_items=12, bucket_items=(4, 12)),
-    model=ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=2, decoder_blocks=1),
-    pruning=PruningConfig(after_block=(0,)),
-    eval=EvalConfig(batch_size=8, constrained=False),
-  )
-  model = EncoderDecoder(config.model, config.pruning, codes.widths, rngs=nnx.Rngs(0))
-  items = [Item(str(row + 1), f"B{row:03d}" if row else "", f"Title {row}") for row in range(50)]
-  return SavedModel(config, histories, codes, sharding.make_mesh(), model, step=1), items
+from rastp_jax.serving.recommender import Recommendation, Recommender, UserRecommendations
+from tests.helpers.commands import command
+from tests.helpers.saved import make_saved
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +47,10 @@ def test_a_plain_count_of_the_output_file_equals_the_evaluation(saved, ours, lin
     if target in recommended:
       recall, gain = recall + 1, gain + 1 / np.log2(recommended.index(target) + 2)
   constrained = dataclasses.replace(saved.config, eval=EvalConfig(batch_size=8))
-  figures = Evaluator(constrained, saved.histories, saved.semantic_ids, saved.mesh).evaluate(saved.model, "test")
-  assert buckets == {True, False} and figures["users"] == 90 and 0 < recall < 90
-  assert figures["recall@10"] == recall / 90
-  assert figures["ndcg@10"] == pytest.approx(gain / 90, rel=1e-12)
+  found = Evaluator(constrained, saved.histories, saved.semantic_ids, saved.mesh).evaluate(saved.model, "test")
+  assert buckets == {True, False} and found["users"] == 90 and 0 < recall < 90
+  assert found["recall@10"] == recall / 90
+  assert found["ndcg@10"] == pytest.approx(gain / 90, rel=1e-12)
 
 
 def test_history_is_left_out_and_k_remain(ours, lines):
@@ -129,12 +108,85 @@ def test_a_catalogue_smaller_than_k_is_recommended_whole(ours):
   assert {item.item_id for item in answer} == {str(row + 1) for row in range(50)} and len(answer) == 50
 
 
+def test_k_is_at_most_the_catalogue_and_few_widths_are_compiled(saved, ours, monkeypatch):
+  history = ["1", "2", "3"]
+  known = {k: ours.recommend([history], k=k)[0] for k in (3, 10, 20, 50)}
+  decoders = Recommender(saved, ours.items)
+  for k in (1, 3, 5, 10, 11, 17, 20, 21, 40, 41, 49, 50, 51, 10**5, 10**9, 2**80):
+    (answer,) = decoders.recommend([history], k=k)
+    assert len(answer) == min(k, 50)
+    assert answer[:10] == known[10][: len(answer)] or k > 10
+    if k in known:
+      assert answer == known[k]
+  assert set(decoders._decoders) == {10, 20, 40, 50}  # the run's width, doubled, and the catalogue
+  for k in (1, 9, 10, 12, 30, 10**9):
+    (answer,) = decoders.recommend([history], k=k, exclude_history=True)
+    assert len(answer) == min(k, 47) and not {item.item_id for item in answer} & set(history)
+  assert set(decoders._decoders) == {10, 14, 20, 28, 40, 50}
+  assert len(decoders.recommend([history], k=5, beam_width=10**9)[0]) == 5
+
+
+def test_the_default_k_decodes_as_many_beams_as_before(ours):
+  long = [str(row) for row in range(1, 31)]
+  width = lambda history, exclude: ours._query(history, 10, 10, exclude).shape[1]
+  assert [width(long, False), width(long[:3], True), width(long[:12], True), width(long, True)] == [10, 14, 22, 44]
+
+
+def test_surrogates_are_unknown_items(ours, tmp_path, capsys):
+  (answer,) = ours.stream([["1", "\ud800"]], k=2)
+  assert len(answer.recommendations) == 2 and answer.unknown_items == ("\ud800",)
+  (tmp_path / "in.jsonl").write_text('{"user": "\\ud800", "history": ["1", "\\udfff"]}\n')
+  lines = recommendation_files.read_histories(tmp_path / "in.jsonl")
+  summary = recommendation_files.write_recommendations(tmp_path / "recs.jsonl", lines, ours.stream)
+  print(summary.describe())
+  assert "unknown items left out: 1, in 1 histories, like '\\udfff'" in capsys.readouterr().out
+  assert json.loads((tmp_path / "recs.jsonl").read_text(encoding="utf-8"))["user"] == "\ud800"
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz"])
+def test_a_line_that_is_too_long_costs_bounded_memory(tmp_path, name):
+  path = tmp_path / name
+  with gzip.GzipFile(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+    file.write(b'{"user": 1, "history": []}\n{"user": 2, "history": ["1"')
+    for _ in range(200):
+      file.write(b" " * 1_000_000)
+  tracemalloc.start()
+  try:
+    with pytest.raises(InputError, match=r"line 2 is longer than 1,000,000 bytes: give one user per line"):
+      recommendation_files.count_histories(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+  finally:
+    tracemalloc.stop()
+  fits = b'{"user": 1, "history": ["1"]}'
+  (tmp_path / "fits.jsonl").write_bytes(fits.ljust(recommendation_files.MAX_LINE_BYTES - 1) + b"\n" + fits)
+  assert recommendation_files.count_histories(tmp_path / "fits.jsonl") == 2
+
+
+def test_a_fifo_of_histories_is_read_once(published_run, tmp_path):
+  os.mkfifo(tmp_path / "fifo")
+  writer = threading.Thread(target=lambda: (tmp_path / "fifo").write_text('{"user": 1, "history": ["3"]}\n'))
+  writer.start()
+  summary = recommendation_files.recommend_to_file(
+    published_run, tmp_path / "recs.jsonl", input_path=tmp_path / "fifo", k=2
+  )
+  writer.join()
+  assert summary.users == 1 and summary.recommendations == 2
+
+
 @pytest.mark.parametrize(
   ("arguments", "sentence"),
   [
-    ((["1", "2"],), "'1' is no history"),
-    (([[1.5]],), r"\[1.5\] is no history"),
-    (([["1"]], 0), "k=0 makes no sense"),
+    ((["1", "2"],), "'1' is not a history"),
+    (("12",), "'1' is not a history"),
+    ((["12"],), "'12' is not a history"),
+    (([b"12"],), "b'12' is not a history"),
+    (([{"1": 2}],), "{'1': 2} is not a history"),
+    (([5],), "5 is not a history"),
+    (([[True]],), r"\[True\] is not a history"),
+    (([[10**5000]],), "is not a history"),
+    (([["1"]], True), "k=True cannot be used"),
+    (([[1.5]],), r"\[1.5\] is not a history"),
+    (([["1"]], 0), "k=0 cannot be used"),
   ],
 )
 def test_arguments_that_make_no_sense(ours, arguments, sentence):
@@ -145,7 +197,9 @@ def test_arguments_that_make_no_sense(ours, arguments, sentence):
 def answer_all(histories):
   """A recommender that needs no arithmetic."""
   for history in histories:
-    yield Answer([Recommendation("7", "B7", "Seife für Müßiggänger", -1.0)] if history else [], tuple(history[1:]))
+    yield UserRecommendations(
+      [Recommendation("7", "B7", "Seife für Müßiggänger", -1.0)] if history else [], tuple(history[1:])
+    )
 
 
 def test_files_are_read_and_written_plain_and_compressed(tmp_path):
@@ -157,27 +211,31 @@ def test_files_are_read_and_written_plain_and_compressed(tmp_path):
   for source, target, opener in (("in.jsonl", "out.jsonl.gz", gzip.open), ("in.jsonl.gz", "out.jsonl", open)):
     assert recommendation_files.count_histories(tmp_path / source) == 2
     read = recommendation_files.read_histories(tmp_path / source)
-    tally = recommendation_files.write_recommendations(tmp_path / target, read, answer_all)
+    summary = recommendation_files.write_recommendations(tmp_path / target, read, answer_all)
     with opener(tmp_path / target, "rt", encoding="utf-8") as file:
       first, second = map(json.loads, file)
     item = {"item_id": "7", "asin": "B7", "title": "Seife für Müßiggänger", "score": -1.0}
     assert first == {"user": "ü", "recommendations": [item], "unknown_items": 1}
     assert second == {"user": 5, "recommendations": [], "unknown_items": 0}
-    assert "1 recommendations for 2 users" in tally.describe()
-    assert "unknown items left out: 1, in 1 histories, like '?'" in tally.describe()
-    assert "got no recommendations: 1" in tally.describe()
+    assert "1 recommendations for 2 users" in summary.describe()
+    assert "unknown items left out: 1, in 1 histories, like '?'" in summary.describe()
+    assert "got no recommendations: 1" in summary.describe()
 
 
 @pytest.mark.parametrize(
   ("content", "sentence"),
   [
     (b"", "is empty"),
-    (b'{"user": 1, "history": []}\n{"user": 1,', "line 2 is no JSON"),
+    (b'{"user": 1, "history": []}\n{"user": 1,', "line 2 is not JSON"),
     (b'{"user": 1}\n', "line 1 lacks a user or a history"),
     (b'{"history": []}\n', "line 1 lacks a user or a history"),
     (b"[]\n", "line 1 lacks a user or a history"),
-    (b'{"user": 1, "history": "B1"}\n', "line 1 has a history that is no list of item ids"),
-    (b'{"user": 1, "history": [null]}\n', "line 1 has a history that is no list of item ids"),
+    (b'{"user": 1, "history": "B1"}\n', "line 1 has a history that is not a list of item ids"),
+    (b'{"user": 1, "history": "12"}\n', "line 1 has a history that is not a list of item ids"),
+    (b'{"user": NaN, "history": []}\n', r"line 1 is not JSON \(NaN is not a number\)"),
+    (b'{"user": 1, "history": [], "history": ["1"]}\n', r"line 1 is not JSON \('history' occurs twice"),
+    (b'{"user": ' + b"[" * 100_000 + b"}\n", r"line 1 is not JSON \(it is nested too deep\)"),
+    (b'{"user": 1, "history": [null]}\n', "line 1 has a history that is not a list of item ids"),
     (b"\xff\n", "cannot be read"),
     (None, "cannot be read"),
   ],

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rastp_jax import sharding
-from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, PruningConfig
+from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, ReductionConfig
 from rastp_jax.errors import InputError
-from rastp_jax.evaluation import comparison, figures, page, report, results
-from rastp_jax.evaluation.survival import NO_TOKEN, SURVIVED, Survival, survey
+from rastp_jax.evaluation import comparison, html_report, plots, tables
+from rastp_jax.evaluation.measure_survival import measure_survival
 from rastp_jax.model.encoder_decoder import EncoderDecoder
-from tests.test_batches import make_data
-from tests.test_evaluation import make_result
+from rastp_jax.reduction.survival import NO_TOKEN, SURVIVED, Survival
+from rastp_jax.runtime import sharding
+from rastp_jax.training.workdir import Workdir
+from tests.helpers.data import make_data
+from tests.helpers.results import make_result
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -26,38 +28,54 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def test_survival_is_what_the_encoder_kept(separator):
   histories, codes = make_data([5, 9, 12, 7, 20, 6])
   config = dataclasses.replace(
-    Config(), data=DataConfig(max_items=8, bucket_items=(4, 8)), eval=EvalConfig(batch_size=8)
+    Config(), data=DataConfig(max_items=8, bucket_lengths=(4, 8)), eval=EvalConfig(batch_size=8)
   )
   sizes = ModelConfig(
     d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=2, decoder_blocks=1, separator=separator
   )
-  pruning = PruningConfig(after_block=(0, 1), keep_ratio=(0.5, 0.25))
-  model = EncoderDecoder(sizes, pruning, codes.widths, rngs=nnx.Rngs(0))
-  found = survey(model, histories, codes, config, sharding.make_mesh(), "test")
-  encode = jax.jit(lambda history: model.encode_tokens(model.embed_history(history)))
-  assert found.fates.shape == (6, 8, 4 + separator) and found.kinds[-1] == ("separator" if separator else "level 3")
+  reduction = ReductionConfig(after_block=(0, 1), keep_ratio=(0.5, 0.25))
+  model = EncoderDecoder(sizes, reduction, codes.widths, rngs=nnx.Rngs(0))
+  found = measure_survival(model, histories, codes, config, sharding.make_mesh(), "test")
+  encode = jax.jit(model.encode_stages)
+  assert found.dropped_at.shape == (6, 8, 4 + separator) and found.kinds[-1] == (
+    "separator" if separator else "level 3"
+  )
   for user in range(6):
     items = histories.items[histories.offsets[user] : histories.offsets[user + 1] - 1][-8:]
     room = 4 if len(items) <= 4 else 8
     history = np.full((1, room, 4), -1, np.int32)
     history[0, : len(items)] = codes.codes[items]
     encoded, stages = encode(history)
-    first, last = (set(np.asarray(stage["kept"])[0].tolist()) for stage in stages)
+    first, last = (set(np.asarray(stage.after.positions)[0].tolist()) for stage in stages)
     expected = [
       [SURVIVED if place in last else 2 if place in first else 1 for place in range(start, start + 4 + separator)]
       for start in range(0, len(items) * (4 + separator), 4 + separator)
     ]
     row = found.users.tolist().index(user)
     assert found.items[row].tolist() == [-1] * (8 - len(items)) + items.tolist()
-    assert found.fates[row, 8 - len(items) :].tolist() == expected
-    assert (found.fates[row, : 8 - len(items)] == NO_TOKEN).all()
-    assert (found.fates[row] == SURVIVED).sum() == np.asarray(encoded.mask).sum()
+    assert found.dropped_at[row, 8 - len(items) :].tolist() == expected
+    assert (found.dropped_at[row, : 8 - len(items)] == NO_TOKEN).all()
+    assert (found.dropped_at[row] == SURVIVED).sum() == np.asarray(encoded.mask).sum()
+
+
+@pytest.mark.parametrize("method", ["fuse", "item_mean"])
+def test_merged_tokens_survive(method):
+  histories, codes = make_data([5, 9, 12, 7, 20, 6])
+  config = dataclasses.replace(
+    Config(), data=DataConfig(max_items=8, bucket_lengths=(4, 8)), eval=EvalConfig(batch_size=8)
+  )
+  sizes = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=2, decoder_blocks=1)
+  reduction = ReductionConfig(method=method, after_block=(0,), keep_ratio=(0.5,))
+  model = EncoderDecoder(sizes, reduction, codes.widths, rngs=nnx.Rngs(0))
+  found = measure_survival(model, histories, codes, config, sharding.make_mesh(), "test")
+  assert ((found.items >= 0).sum(1) == np.minimum(np.diff(histories.offsets)[found.users] - 1, 8)).all()
+  assert (found.dropped_at == np.where(found.items >= 0, SURVIVED, NO_TOKEN)[..., None]).all()
 
 
 def survival_by_hand():
   """Two users, at most two items of two codes and a separator; the first user has one item and loses nothing."""
-  fates = np.asarray([[[-1, -1, -1], [0, 0, 0]], [[0, 1, 1], [0, 0, 1]]], np.int8)
-  return Survival(np.asarray([4, 7]), np.asarray([[-1, 5], [0, 5]], np.int32), fates, depth=2)
+  dropped_at = np.asarray([[[-1, -1, -1], [0, 0, 0]], [[0, 1, 1], [0, 0, 1]]], np.int8)
+  return Survival(np.asarray([4, 7]), np.asarray([[-1, 5], [0, 5]], np.int32), dropped_at, depth=2)
 
 
 def test_shares_of_survivors():
@@ -74,16 +92,15 @@ def test_shares_of_survivors():
   }
 
 
-def test_settings_of_a_run_by_an_older_program_may_be_fewer():
-  new, old = make_result("new", [0, 1, 2, 3], criterion="rastp"), make_result("old", [0, 1, 2, 3])
-  del old.figures["config"]["train"]["max_nonfinite_steps"]
-  new.figures["config"]["data"]["invented"] = 3
-  groups = [comparison.Group("old", (old,)), comparison.Group("new", (new,))]
-  assert report.settings(groups) == [
-    ["", "old", "new"],
-    ["pruning.criterion", "none", "rastp"],
-    ["data.invented", "", "3"],
-    ["train.max_nonfinite_steps", "", str(Config().train.max_nonfinite_steps)],
+def test_only_settings_that_differ_are_shown():
+  dense, pruned = make_result("dense", [0, 1, 2, 3]), make_result("pruned", [0, 1, 2, 3], method="rastp")
+  pruned.metrics["config"]["semantic_ids"]["rqvae"]["latent"] = 3
+  latent = dense.metrics["config"]["semantic_ids"]["rqvae"]["latent"]
+  groups = [comparison.Group("dense", (dense,)), comparison.Group("pruned", (pruned,))]
+  assert tables.settings(groups) == [
+    ["", "dense", "pruned"],
+    ["semantic_ids.rqvae.latent", str(latent), "3"],
+    ["reduction.method", "none", "rastp"],
   ]
 
 
@@ -113,19 +130,19 @@ def written(tmp_path_factory):
   runs = [
     make_result("runs/dense/seed_1", rng.integers(0, 20, 40), seed=1, **finished),
     make_result("runs/dense/seed_2", rng.integers(0, 20, 40), seed=2, **finished),
-    make_result("runs/$p/../<b>/seed_1", rng.integers(0, 20, 40), seed=1, criterion="rastp", **finished),
-    make_result("runs/$p/../<b>/seed_2", rng.integers(0, 20, 40), seed=2, criterion="rastp", **finished),
+    make_result("runs/$p/../<b>/seed_1", rng.integers(0, 20, 40), seed=1, method="rastp", **finished),
+    make_result("runs/$p/../<b>/seed_2", rng.integers(0, 20, 40), seed=2, method="rastp", **finished),
   ]
   log = {name: np.asarray([1.0, 2.0, 3.0]) for name in ("step", "seconds", "loss")}
   log["validation/recall@10"] = np.asarray([np.nan, 0.1, 0.2])
   asked = []
 
-  def survey_of(name):
+  def survival_of(name):
     asked.append(name)
-    return page.Survey(survival_by_hand(), [EVIL, *"abcd", ""], np.arange(8) % 5)
+    return html_report.SurvivalSection(survival_by_hand(), [EVIL, *"abcd", ""], np.arange(8) % 5)
 
   output = tmp_path_factory.mktemp("parent") / "report"
-  path = page.write(output, runs, {run.name: log for run in runs}, survey_of)
+  path = html_report.write(output, runs, {run.name: log for run in runs}, survival_of, command="python -m this")
   return path, asked
 
 
@@ -140,7 +157,8 @@ def test_the_page_needs_nothing_but_itself(written):
   assert not {"link", "iframe", "script"} & set(seen.tags)
   assert path.stat().st_size < 2_000_000
   assert "ratio to the first" in seen.text and "Paired bootstrap over the 40 users" in seen.text
-  assert "1 of 2 users lose tokens" in seen.text and "pruning.criterion" in seen.text
+  assert "1 of 2 users lose tokens" in seen.text and "reduction.method" in seen.text
+  assert "Made by python -m this" in seen.text
 
 
 def test_titles_and_names_are_text_and_files_stay_in_their_directory(written):
@@ -153,19 +171,29 @@ def test_titles_and_names_are_text_and_files_stay_in_their_directory(written):
 
 def test_an_unfinished_run_has_curves_but_no_cost():
   groups = comparison.group_seeds([make_result("a", [0, 3, 12, 9])])
-  assert figures.quality_and_cost(groups, "recall@10") is None
+  assert plots.quality_and_cost(groups, "recall@10") is None
   log = {name: np.asarray([1.0]) for name in ("step", "seconds", "loss")}  # not validated yet
-  assert figures.learning_curves(groups, {"a": log}, "recall@10").startswith(PNG)
+  assert plots.learning_curves(groups, {"a": log}, "recall@10").startswith(PNG)
+
+
+def test_a_page_without_dropped_tokens_says_so(tmp_path):
+  survival = survival_by_hand()
+  whole = dataclasses.replace(survival, dropped_at=np.minimum(survival.dropped_at, SURVIVED))
+  log = {name: np.asarray([1.0]) for name in ("step", "seconds", "loss")}
+  section = html_report.SurvivalSection(whole, list("abcdef"), np.arange(8) % 5)
+  runs = [make_result("a", [0, 3, 12, 9], method="item_mean")]
+  path = html_report.write(tmp_path / "report", runs, {"a": log}, lambda _: section, command="")
+  assert "No token is dropped" in path.read_text() and not list(path.parent.glob("*survival*"))
 
 
 def test_training_logs_are_read_as_columns(tmp_path):
   with pytest.raises(InputError, match="metrics.jsonl cannot be read"):
-    results.training_log(tmp_path)
+    Workdir(tmp_path).read_log()
   lines = [{"step": 5, "loss": 2.5}, {"step": 9, "loss": 2.0, "validation/recall@10": 0.1}]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  log = results.training_log(tmp_path)
+  log = Workdir(tmp_path).read_log()
   assert log["step"].tolist() == [5, 9] and log["loss"].tolist() == [2.5, 2.0]
   assert np.isnan(log["validation/recall@10"][0]) and log["validation/recall@10"][1] == 0.1
   (tmp_path / "metrics.jsonl").write_text('{"step": 5, "lo')
   with pytest.raises(InputError, match="damaged"):
-    results.training_log(tmp_path)
+    Workdir(tmp_path).read_log()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from rastp_jax.config import SemanticIdsConfig
+from rastp_jax.data import vectors as item_vectors
+from rastp_jax.data.items import Item
 from rastp_jax.errors import InputError
 from rastp_jax.semantic_ids import codes, collisions, embeddings
 from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.semantic_ids.embeddings import Item
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "units.npz"
 
@@ -164,21 +165,21 @@ def test_text_template_decides_what_is_embedded():
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_embeddings_of_any_float_type_are_mapped(tmp_path, kind):
   np.save(tmp_path / "e.npy", np.array([[1, 2], [3, 4]], kind))
-  loaded = embeddings.load_embeddings(tmp_path / "e.npy", 2)
+  loaded = item_vectors.load_embeddings(tmp_path / "e.npy", 2)
   assert isinstance(loaded, np.memmap) and loaded.dtype == kind and loaded.tolist() == [[1, 2], [3, 4]]
-  assert embeddings.fingerprint(loaded) == embeddings.fingerprint(np.array([[1, 2], [3, 4]], np.float32))
+  assert item_vectors.fingerprint(loaded) == item_vectors.fingerprint(np.array([[1, 2], [3, 4]], np.float32))
 
 
 def test_named_rows_are_put_in_the_order_of_the_items(tmp_path):
   vectors = np.arange(8.0).reshape(4, 2) + 1
   np.savez(tmp_path / "e.npz", embeddings=vectors, ids=np.array(["c", "x", "a", "b"]))
-  loaded = embeddings.load_embeddings(tmp_path / "e.npz", 3, ["a", "b", "c"])
+  loaded = item_vectors.load_embeddings(tmp_path / "e.npz", 3, ["a", "b", "c"])
   np.testing.assert_array_equal(loaded, vectors[[2, 3, 0]])
   np.savez(tmp_path / "e.npz", embeddings=vectors, ids=np.array([4, 1, 3, 2]))
-  loaded = embeddings.load_embeddings(tmp_path / "e.npz", 4, ["1", "2", "3", "4"])
+  loaded = item_vectors.load_embeddings(tmp_path / "e.npz", 4, ["1", "2", "3", "4"])
   np.testing.assert_array_equal(loaded, vectors[[1, 3, 2, 0]])
   np.savez(tmp_path / "e.npz", embeddings=vectors)
-  np.testing.assert_array_equal(embeddings.load_embeddings(tmp_path / "e.npz", 4, list("abcd")), vectors)
+  np.testing.assert_array_equal(item_vectors.load_embeddings(tmp_path / "e.npz", 4, list("abcd")), vectors)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_named_rows_are_put_in_the_order_of_the_items(tmp_path):
 def test_ids_that_do_not_fit_are_refused(tmp_path, ids, sentence):
   np.savez(tmp_path / "e.npz", embeddings=np.ones((4, 2)), ids=np.array(ids))
   with pytest.raises(InputError, match=sentence):
-    embeddings.load_embeddings(tmp_path / "e.npz", 4, ["1", "2", "3", "4"])
+    item_vectors.load_embeddings(tmp_path / "e.npz", 4, ["1", "2", "3", "4"])
 
 
 @pytest.mark.parametrize(
@@ -209,14 +210,14 @@ def test_ids_that_do_not_fit_are_refused(tmp_path, ids, sentence):
 def test_unusable_embeddings_are_refused(tmp_path, array, sentence):
   np.save(tmp_path / "e.npy", array)
   with pytest.raises(InputError, match=sentence):
-    embeddings.load_embeddings(tmp_path / "e.npy", 4, list("abcd"))
+    item_vectors.load_embeddings(tmp_path / "e.npy", 4, list("abcd"))
 
 
 def test_torn_embeddings_are_refused(tmp_path):
   np.save(tmp_path / "e.npy", np.ones((4, 2)))
   (tmp_path / "e.npy").write_bytes((tmp_path / "e.npy").read_bytes()[:-8])
   with pytest.raises(InputError, match="e.npy cannot be read as item embeddings"):
-    embeddings.load_embeddings(tmp_path / "e.npy", 4)
+    item_vectors.load_embeddings(tmp_path / "e.npy", 4)
 
 
 def test_tfidf_puts_like_texts_together():

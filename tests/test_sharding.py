@@ -6,14 +6,14 @@ import re
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import PartitionSpec
 
-from rastp_jax import sharding
 from rastp_jax.config import MeshConfig
 from rastp_jax.errors import InputError
-from rastp_jax.training import optimizer, step
-from tests.tools.tiny import make_config, make_data
+from rastp_jax.experiments.tiny import make_config, make_data
+from rastp_jax.runtime import sharding
+from rastp_jax.training import step
+from rastp_jax.training.setup import make_setup
 
 ROWS = 24  # of a batch, and 3 of each of 8 devices: no weight has such a dimension, every activation has
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (2, 4, 1), "tensor": (2, 2, 2)}
@@ -31,23 +31,19 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run_on():
-  config, (_, semantic_ids) = make_config(), make_data()
+  config, (histories, semantic_ids) = make_config(), make_data()
   codes = semantic_ids.codes[np.random.default_rng(0).integers(0, 40, (2, ROWS, 7))]
   batch = {"history": codes[:, :, :6], "target": codes[:, :, 6], "weight": np.ones((2, ROWS), np.float32)}
-  rule = optimizer.make_optimizer(config.train, 10)
   runs = {}
 
   def run(name: str) -> Run:
     if name not in runs:
       sizes = MESHES[name]
       mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
-      graph, params = step.abstract_model(config, semantic_ids.widths, mesh)
-      params = nnx.to_pure_dict(nnx.state(step.fresh_model(config, semantic_ids.widths), nnx.Param))
-      parts = [f"loss_level_{level}" for level in range(4)]
-      state = step.make_state(params, rule, 1, parts)
-      state = jax.device_put(state, sharding.placements(state, mesh))
+      setup = make_setup(config, histories, semantic_ids, mesh=mesh)
+      state = setup.state_with(step.fresh_params(config, semantic_ids.widths))
       placed = sharding.place_batch(batch, mesh, row_axis=1)
-      program = step.make_train_step(graph, rule, mesh).lower(state, placed).compile()
+      program = step.make_train_step(setup.graph, setup.optimizer, mesh).lower(state, placed).compile()
       losses = []
       for _ in range(2):
         state = program(state, placed)

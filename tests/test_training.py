@@ -1,10 +1,11 @@
 """The training loop: optimizers against their formulas, exact resume, one compile a shape, refusals, stopping."""
 
+import dataclasses
 import functools
-import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -19,60 +20,32 @@ import pytest
 from flax import nnx
 
 from rastp_jax import config as config_lib
-from rastp_jax import sharding
+from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.errors import InputError
-from rastp_jax.model.encoder_decoder import EncoderDecoder
-from rastp_jax.training import checkpoint, optimizer, progress, trainer
-from rastp_jax.training.plan import Standing, make_plan
-from tests.tools import compiling
-from tests.tools.tiny import make_config, make_data
+from rastp_jax.experiments.tiny import make_config, make_data
+from rastp_jax.model.factory import make_model
+from rastp_jax.runtime import sharding
+from rastp_jax.training import optimizer, progress, runs, step
+from rastp_jax.training.plan import BestMetric, Due, SavedProgress, make_plan
+from rastp_jax.training.setup import make_setup
+from rastp_jax.training.workdir import Workdir
+from tests.helpers import compiling
+from tests.helpers.training import (
+  Died,
+  assert_equal,
+  count_compilations,
+  die_at,
+  logged,
+  newest,
+  one_device,
+  run,
+  saved_params,
+  setup_of,
+  single_batches,
+)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "small_trained.npz"
-
-
-_make_mesh = sharding.make_mesh
-
-
-def one_device(*_):
-  return _make_mesh(devices=jax.devices()[:1])
-
-
-@pytest.fixture(autouse=True)
-def _on_one_device(monkeypatch):
-  monkeypatch.setattr(sharding, "make_mesh", one_device)
-
-
-def run(workdir, evaluate=None, **changes):
-  return trainer.train(make_config(**changes), *make_data(), workdir, evaluate)
-
-
-def logged(workdir, field="loss") -> dict[int, float]:
-  """step -> field, checking on the way that no step is logged twice and that they rise."""
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  steps = [line["step"] for line in lines]
-  assert steps == sorted(set(steps))
-  assert all({"step", "epoch", "loss", "samples_per_second", "learning_rate", "seconds"} <= set(line) for line in lines)
-  return {line["step"]: line[field] for line in lines}
-
-
-def saved_params(workdir):
-  _, semantic_ids = make_data()
-  _, target = trainer.abstract_model(checkpoint.read_config(workdir), semantic_ids.widths, one_device())
-  return checkpoint.restore_params(workdir, target)
-
-
-def assert_equal(left, right):
-  jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-  """The workdir of an uninterrupted run."""
-  workdir = tmp_path_factory.mktemp("reference")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sharding, "make_mesh", one_device)
-    run(workdir)
-  return workdir
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 # Optimizers
@@ -140,7 +113,7 @@ def test_clipping_bounds_the_gradient(given):
 
 
 def test_clipping_takes_the_norm_of_an_averaged_gradient():
-  train = make_config(train__weight_decay=0.0, train__clip_norm=0.5, train__accumulate=2).train
+  train = make_config(train__weight_decay=0.0, train__clip_norm=0.5, train__grad_accumulation_steps=2).train
   rule = optimizer.make_optimizer(train, None)
   params = {"a": jnp.zeros(2)}
   state = rule.init(params)
@@ -152,8 +125,7 @@ def test_clipping_takes_the_norm_of_an_averaged_gradient():
 
 def test_decay_spares_all_but_matrices():
   config = make_config()
-  model = EncoderDecoder(config.model, config.pruning, (8, 8, 8, 2), rngs=nnx.Rngs(0))
-  mask = optimizer.decay_mask(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+  mask = optimizer.decay_mask(step.fresh_params(config, (8, 8, 8, 2)))
   named = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(mask)}
   assert named.pop("['heads'][0]['kernel']")
   for name, decays in named.items():
@@ -183,21 +155,24 @@ def test_adam_refuses_a_decay_it_has_not():
   [("7 steps", 1, 1, 7), ("7 steps", 2, 1, 8), ("7 steps", 2, 3, 12), ("2 epochs", 1, 1, 20), ("160 samples", 1, 1, 5)],
 )
 def test_lengths(length, accumulate, dispatch, steps):
-  changes = {"train__length": length, "train__accumulate": accumulate, "train__steps_per_dispatch": dispatch}
+  changes = {
+    "train__length": length,
+    "train__grad_accumulation_steps": accumulate,
+    "train__steps_per_dispatch": dispatch,
+  }
   plan = make_plan(make_config(**changes), 10, 32.0)
   assert all(every % dispatch == 0 for every in (plan.log_every, plan.eval_every, plan.checkpoint_every))
   assert (plan.total_steps, plan.total_updates, plan.total_seconds) == (steps, steps // accumulate, None)
-  assert not plan.reason_to_stop(steps - 1, 1e9, Standing()) and plan.reason_to_stop(steps, 0.0, Standing())
+  assert not plan.reason_to_stop(steps - 1, 1e9, BestMetric()) and plan.reason_to_stop(steps, 0.0, BestMetric())
 
 
 def test_minutes_count_training_only_and_survive_restarts(tmp_path, monkeypatch):
   """On a clock by which a batch takes 0.05 s and an evaluation 100 s, of which only the former is training."""
   now = [0.0]
   monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-  real = trainer.training_iterator
 
-  def slow_batches(*args, **kwargs):
-    for batch in real(*args, **kwargs):
+  def slow_batches(upcoming, start):
+    for batch in upcoming:
       now[0] += 0.05
       yield batch
 
@@ -205,13 +180,12 @@ def test_minutes_count_training_only_and_survive_restarts(tmp_path, monkeypatch)
     now[0] += 100.0
     return {"recall@5": 0.1}
 
-  monkeypatch.setattr(trainer, "training_iterator", slow_batches)
   changes = {"train__length": "0.021 minutes", "train__eval_every": "10 steps", "train__patience": 0}
-  result = run(tmp_path, slow_evaluation, **changes)
+  result = run(tmp_path, slow_evaluation, batches=slow_batches, **changes)
   assert (result.step, result.reason) == (26, "the 0.021 minutes of training are over")
   np.testing.assert_allclose(result.seconds, 26 * 0.05)
   assert now[0] > 300
-  again = run(tmp_path, slow_evaluation, **changes | {"train__length": "0.024 minutes"})
+  again = run(tmp_path, slow_evaluation, batches=slow_batches, **changes | {"train__length": "0.024 minutes"})
   assert again.step == 29
   np.testing.assert_allclose(again.seconds, 29 * 0.05)
 
@@ -219,43 +193,13 @@ def test_minutes_count_training_only_and_survive_restarts(tmp_path, monkeypatch)
 # Resume
 
 
-class Interrupted(Exception):
-  pass
-
-
-def interrupt_after(monkeypatch, steps):
-  """The next `train` dies when it asks for batch `steps`."""
-  real = trainer.training_iterator
-
-  def dying(source, *, start, run_length, workers):
-    runs = real(source, start=start, run_length=run_length, workers=workers)
-    for index, batch in zip(itertools.count(start, run_length), runs, strict=False):
-      if index >= steps:
-        raise Interrupted
-      yield batch
-
-  monkeypatch.setattr(trainer, "training_iterator", dying)
-  return lambda: monkeypatch.setattr(trainer, "training_iterator", real)
-
-
-def count_compilations(function):
-  """A counter of the programs XLA was asked for from now on under this name."""
-  names = []
-  event = "/jax/core/compile/backend_compile_duration"
-  listener = lambda name, _, **details: names.append(details.get("fun_name")) if name == event else None  # noqa: E731
-  jax.monitoring.register_event_duration_secs_listener(listener)
-  return lambda: names.count(function)
-
-
-def test_resume_is_exact_and_compiles_once_a_bucket(tmp_path, monkeypatch):
-  whole, broken, buckets = tmp_path / "whole", tmp_path / "broken", {"data__bucket_items": (3, 6)}
+def test_resume_is_exact_and_compiles_once_a_bucket(tmp_path):
+  whole, broken, buckets = tmp_path / "whole", tmp_path / "broken", {"data__bucket_lengths": (3, 6)}
   compiled = count_compilations("jit(train_step)")
   run(whole, **buckets)
   assert compiled() == 2
-  restore = interrupt_after(monkeypatch, 8)
-  with pytest.raises(Interrupted):
-    run(broken, **buckets)
-  restore()
+  with pytest.raises(Died):
+    run(broken, batches=die_at(8), **buckets)
   with (broken / "metrics.jsonl").open("a") as file:
     file.write('{"step": 7, "loss": 1.0}\n{"step": 9, "lo')  # logged after the checkpoint of step 5, and torn
   assert run(broken, **buckets).step == 12
@@ -277,17 +221,14 @@ def test_many_steps_a_dispatch_are_the_same_steps(tmp_path, monkeypatch):
   That holds as XLA compiles for users; the tests' cheaper compiling fuses the two programs differently.
   """
   monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=compiling.AS_USERS))
-  buckets, stacked, single = {"data__bucket_items": (3, 6)}, tmp_path / "stacked", tmp_path / "single"
+  buckets, stacked, single = {"data__bucket_lengths": (3, 6)}, tmp_path / "stacked", tmp_path / "single"
   more = {"train__steps_per_dispatch": 3, "train__checkpoint_every": "4 steps"}  # 6, in whole dispatches
-  restore = interrupt_after(monkeypatch, 8)
-  with pytest.raises(Interrupted):
-    run(stacked, **buckets, **more)
-  restore()
+  with pytest.raises(Died):
+    run(stacked, batches=die_at(8), **buckets, **more)
   assert newest(stacked) == 6
   assert run(stacked, **buckets, **more).step == 12
-  batches = trainer.TrainingBatches
-  monkeypatch.setattr(trainer, "TrainingBatches", lambda *args, **kw: batches(*args, **kw | {"run_length": 3}))
-  run(single, **buckets)  # the same order of batches, one a dispatch
+  order = setup_of(**buckets, **more)  # of the batches; they come one per dispatch
+  run(single, batches=lambda _, start: single_batches(order, start), **buckets)
   assert logged(stacked) == logged(single)
   assert_equal(saved_params(stacked).params, saved_params(single).params)
 
@@ -310,8 +251,8 @@ def test_torn_checkpoint_is_skipped(tmp_path, reference):
     assert run(tmp_path).step == 12
   assert {path.name for path in (tmp_path / "unreadable_checkpoints").iterdir()} == {"10"}
   assert logged(tmp_path) == logged(reference)
-  for step in (10, 12):
-    tear(tmp_path / "checkpoints" / str(step))
+  for number in (10, 12):
+    tear(tmp_path / "checkpoints" / str(number))
   with pytest.raises(InputError, match=r"None of the 2 checkpoints in .* can be read \(step 12: "):
     run(tmp_path, train__length="20 steps")
 
@@ -326,16 +267,16 @@ def tear(directory):
 def test_killed_process_goes_on(tmp_path):
   """kill -9, at moments that hit saving too; what is logged in the end equals an uninterrupted run's."""
   script = (
-    "import pathlib, sys, test_training as t\n"
-    "t.sharding.make_mesh = t.one_device\n"
-    "t.run(pathlib.Path(sys.argv[1]), train__length='60 steps', train__checkpoint_every='2 steps')"
+    "import pathlib, sys\n"
+    "from tests.helpers.training import run\n"
+    "run(pathlib.Path(sys.argv[1]), train__length='60 steps', train__checkpoint_every='2 steps')"
   )
-  environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])}
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-c", script, str(tmp_path / "killed")]
   for delay in (0.15, 0.4):
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = newest(tmp_path / "killed")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while newest(tmp_path / "killed") <= before and time.monotonic() < deadline:
       time.sleep(0.01)
     time.sleep(delay)
@@ -346,10 +287,6 @@ def test_killed_process_goes_on(tmp_path):
   run(tmp_path / "whole", train__length="60 steps", train__checkpoint_every="60 steps")
   assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
   assert_equal(saved_params(tmp_path / "killed").params, saved_params(tmp_path / "whole").params)
-
-
-def newest(workdir) -> int:
-  return max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()), default=0)
 
 
 # Validation
@@ -372,24 +309,23 @@ def test_early_stopping_keeps_the_best(tmp_path):
     train__checkpoint_every="3 steps",
     train__keep_checkpoints=1,
   )
-  assert (result.step, result.standing) == (8, Standing(best_step=4, best=0.3, evaluations_since_best=2))
+  assert (result.step, result.best) == (8, BestMetric(best_step=4, best=0.3, evaluations_since_best=2))
   assert result.reason == "validation recall@5 has not improved for 2 evaluations"
   assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "8"}
   best = saved_params(tmp_path)
   assert best.step == 4
   assert_equal(best.params, seen[1])
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-  figures = {line["step"]: line["validation/recall@5"] for line in lines if "validation/recall@5" in line}
-  assert figures == {2: 0.1, 4: 0.3, 6: 0.2, 8: 0.3}
+  recalls = {line["step"]: line["validation/recall@5"] for line in lines if "validation/recall@5" in line}
+  assert recalls == {2: 0.1, 4: 0.3, 6: 0.2, 8: 0.3}
   assert all("loss" in line for line in lines)
 
 
 # Devices, precision, accumulation
 
 
-def test_eight_devices_learn_what_one_does(tmp_path, reference, monkeypatch):
-  monkeypatch.setattr(sharding, "make_mesh", _make_mesh)
-  run(tmp_path)
+def test_eight_devices_learn_what_one_does(tmp_path, reference):
+  run(tmp_path, mesh=sharding.make_mesh())
   one, eight = logged(reference), logged(tmp_path)
   assert one.keys() == eight.keys()
   np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
@@ -408,15 +344,14 @@ def test_two_accumulated_batches_equal_one_of_twice_the_rows():
   rows = {"history": codes[:, :6], "target": codes[:, 6], "weight": np.ones(16, np.float32)}
   halves = [{name: value[part] for name, value in rows.items()} for part in (slice(0, 8), slice(8, 16))]
   config = make_config(model__dropout=0.0, model__mlp_dropout=0.0)
-  model = EncoderDecoder(config.model, config.pruning, semantic_ids.widths, rngs=nnx.Rngs(0))
-  graph, params = nnx.split(model, nnx.Param)
+  graph, params = nnx.split(make_model(config, semantic_ids.widths, rngs=nnx.Rngs(0)), nnx.Param)
   params = jax.tree.map(np.array, nnx.to_pure_dict(params))
   moments, moved = {}, {}
   for accumulate, batches in ((1, [rows]), (2, halves)):
-    rule = optimizer.make_optimizer(make_config(train__accumulate=accumulate).train, 2)
+    rule = optimizer.make_optimizer(make_config(train__grad_accumulation_steps=accumulate).train, 2)
     parts = [f"loss_level_{level}" for level in range(4)]
-    state = trainer.make_state(jax.tree.map(jnp.array, params), rule, 0, parts)
-    train_step = trainer.make_train_step(graph, rule, one_device())
+    state = step.make_state(jax.tree.map(jnp.array, params), rule, 0, parts)
+    train_step = step.make_train_step(graph, rule, one_device())
     moved[accumulate] = []
     for batch in batches:
       stacked = {name: value[None] for name, value in batch.items()}
@@ -439,7 +374,7 @@ def test_two_accumulated_batches_equal_one_of_twice_the_rows():
       {"model__d_ff": 64},
       "config.model.d_ff=32, not 64: resume it with its own value, or train in another --workdir.",
     ),
-    ({"pruning__keep_ratio": (0.5,)}, "config.pruning.keep_ratio=(0.3333333333333333,), not (0.5,): "),
+    ({"reduction__keep_ratio": (0.5,)}, "config.reduction.keep_ratio=(0.3333333333333333,), not (0.5,): "),
     ({"train__schedule": "cosine"}, "config.train.schedule='constant', not 'cosine': "),
   ],
 )
@@ -460,7 +395,7 @@ def test_length_counts_where_the_learning_rate_depends_on_it(tmp_path):
 
 def test_other_semantic_ids_are_refused(reference):
   with pytest.raises(InputError, match=r"was trained with other semantic IDs \(fingerprint \w{12}, now \w{12}\): put"):
-    trainer.train(make_config(), make_data()[0], make_data(seed=1)[1], reference)
+    run(reference, data_seed=1)
 
 
 def test_unusable_workdir_is_refused(tmp_path):
@@ -468,12 +403,125 @@ def test_unusable_workdir_is_refused(tmp_path):
   with pytest.raises(InputError, match="cannot be written"):
     run(tmp_path / "file")
   with pytest.raises(InputError, match="holds no training run"):
-    checkpoint.read_config(tmp_path)
+    Workdir(tmp_path).read_config()
   with pytest.raises(InputError, match="holds no checkpoint yet"):
-    checkpoint.restore_params(tmp_path, {})
+    Workdir(tmp_path).restore_params({})
 
 
-def test_validation_needs_recall_at_5(tmp_path):
-  with pytest.raises(InputError, match=r"config.eval.ks=\(10,\) lacks 5"):
-    run(tmp_path / "new", lambda model: {}, eval__ks=(10,))
-  assert not (tmp_path / "new").exists()
+@pytest.mark.parametrize(
+  "changes, sentence",
+  [
+    ({"eval__top_k": (10,)}, r"config.eval.top_k=\(10,\) lacks 5"),
+    ({"train__optimizer": "adam"}, "config.train.weight_decay=0.05 has no effect with train.optimizer='adam'"),
+    ({"train__eval_every": "0 steps"}, "config.train.eval_every='0 steps' is not an interval"),
+    ({"mesh": None, "mesh__data": 3}, "config.mesh asks for data=3 x fsdp=1 x tensor=1, but there are 8 devices"),
+  ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_workdir_is_touched(changes, sentence):
+  config = make_config(**{name: value for name, value in changes.items() if name != "mesh"})
+  with pytest.raises(InputError, match=sentence):
+    make_setup(config, *make_data(), mesh=changes.get("mesh", one_device()), validates=True)
+
+
+def test_histories_too_short_to_train_on_are_refused():
+  histories, semantic_ids = make_data()
+  short = dataclasses.replace(histories, items=histories.items[:9], offsets=np.arange(0, 10, 3), user_ids=["a"] * 3)
+  with pytest.raises(InputError, match="No user of beauty has the 4 items that training needs"):
+    make_setup(make_config(), short, semantic_ids, mesh=one_device())
+
+
+def test_several_processes_are_not_timed_by_the_clock(monkeypatch):
+  mesh = one_device()
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(InputError, match="config.train.length='5 minutes' goes by the clock, and each of"):
+    make_setup(make_config(train__length="5 minutes"), *make_data(), mesh=mesh)
+
+
+# Bucket lengths, and what earlier versions wrote
+
+
+def test_bucket_lengths_left_open_are_chosen_and_recorded(tmp_path):
+  assert run(tmp_path, data__bucket_lengths=(), train__length="5 steps").step == 5
+  chosen = Workdir(tmp_path).read_config().data.bucket_lengths
+  histories, _ = make_data()
+  assert chosen == bucket_lengths(make_config(data__bucket_lengths=()).data, histories) and len(chosen) > 1
+  assert run(tmp_path, data__bucket_lengths=(), train__length="7 steps").step == 7
+  assert run(tmp_path, data__bucket_lengths=chosen, train__length="9 steps").step == 9
+  with pytest.raises(InputError, match=r"holds a run with config.data.bucket_lengths=\(.*\), not \(6,\): resume it"):
+    run(tmp_path, data__bucket_lengths=(6,))
+  assert Workdir(tmp_path).read_config().data.bucket_lengths == chosen
+
+
+def test_a_workdir_of_version_0_1_resumes_exactly(tmp_path, reference):
+  """Its config.json has former names; so has the config in its checkpoints."""
+  with pytest.raises(Died):
+    run(tmp_path, batches=die_at(8))
+  old = json.loads(CONFIG_0_1)
+  Workdir(tmp_path).config.write_text(CONFIG_0_1)
+  for path in Workdir(tmp_path).checkpoints.glob("*/progress/metadata"):
+    written = json.loads(path.read_text())
+    progress = json.loads(PROGRESS_0_1)
+    assert written.keys() == progress.keys()
+    assert written["standing"].keys() == progress["standing"].keys()
+    path.write_text(json.dumps(written | {"config": old}))
+  assert run(tmp_path).step == 12
+  assert logged(tmp_path) == logged(reference)
+  assert_equal(saved_params(tmp_path).params, saved_params(reference).params)
+  assert Workdir(tmp_path).read_config() == Workdir(reference).read_config()
+  Workdir(tmp_path).config.write_text(CONFIG_0_1)
+  with pytest.raises(InputError, match="holds a run with config.reduction.method='rastp', not 'recent': "):
+    run(tmp_path, reduction__method="recent")
+
+
+def test_progress_of_version_0_1_is_read():
+  progress = SavedProgress.from_json(json.loads(PROGRESS_0_1))
+  assert progress == SavedProgress(60, Due.STEP, 5646.0, 3.1838, 3.1807, BestMetric(60, 0.035, 0))
+  written = progress.to_json()
+  assert written == {name: json.loads(PROGRESS_0_1)[name] for name in written}
+  pending = SavedProgress.from_json(json.loads(PROGRESS_0_1) | {"pending": True})
+  assert pending.due is Due.AFTER_STEP and pending.to_json()["pending"] is True
+  for damage in ({"best_step": "../../elsewhere"}, {"best_step": 40}):
+    with pytest.raises(ValueError, match="damaged"):
+      SavedProgress.from_json(json.loads(PROGRESS_0_1) | damage)
+
+
+def test_overrides_of_a_run_go_by_the_settings_roles():
+  names = re.sub(r" \(but not .*?\)", "", runs.overridable())  # options of single methods
+  assert names == "data.data_dir, data.bucket_lengths, reduction, eval"
+  config = runs.override(make_config(), ["pruning.criterion=none", "data.bucket_items=()"])
+  assert (config.reduction.method, config.data.bucket_lengths) == ("none", ())
+  for text, sentence in (
+    ("train.seed=5", "only data.data_dir, data.bucket_lengths, reduction.*, eval may differ from the run"),
+    ("beam_width=5", "config.beam_width is not a setting of this program: did you mean config.eval.beam_width"),
+  ):
+    with pytest.raises(InputError, match=sentence):
+      runs.override(make_config(), [text])
+
+
+# What version 0.1.0 wrote into the workdir of a tiny run
+CONFIG_0_1 = """
+{"data": {"brand_column": "brand", "bucket_items": [6], "buckets": 5, "categories_column": "categories", "core": 5,
+"data_dir": "data", "dataset": "beauty", "item_column": "item", "max_items": 6, "min_length": 3, "mix_users": true,
+"repeats": "keep", "samples_per_draw": 512, "sampling": "prefixes", "time_column": "timestamp", "title_column":
+"title", "user_column": "user", "users_per_draw": 32, "workers": 0}, "eval": {"batch_size": 256, "beam_width": 10,
+"constrained": true, "ks": [5, 10], "renormalize": false}, "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "model":
+{"attention_dropout": 0.0, "d_ff": 32, "d_model": 16, "decoder_blocks": 1, "dropout": 0.15, "dtype": "float32",
+"encoder_blocks": 1, "head_dim": 8, "init": "fan_in", "mlp_dropout": 0.15, "mlp_hidden_layers": 1, "norm_eps": 1e-06,
+"num_heads": 2, "relative_buckets": 32, "relative_max_distance": 128, "separator": true, "uniform_width": false},
+"pruning": {"after_block": [0], "criterion": "rastp", "keep_ratio": [0.3333333333333333], "keep_tokens": [],
+"positions": "original", "prune_separators": true, "score_dropout": false, "score_padded_queries": false},
+"semantic_ids": {"behaviour": 0.0, "behaviour_dims": 64, "collisions": "extra_level", "embeddings": "auto", "levels":
+3, "method": "residual_kmeans", "normalize_residuals": true, "rqvae_commitment": 0.25, "rqvae_hidden": [256],
+"rqvae_latent": 64, "rqvae_learning_rate": 0.001, "seed": 0, "text_dims": 256, "text_model":
+"sentence-transformers/all-MiniLM-L6-v2", "text_template": "Title: {title}; Brand: {brand}; Categories: {categories}",
+"train_batch": 1024, "train_steps": 2000, "width": 256}, "train": {"accumulate": 1, "batch_size": 16,
+"checkpoint_every": "5 steps", "clip_norm": 1.0, "eval_every": "100 steps", "eval_users": 0, "keep_checkpoints": 2,
+"learning_rate": 0.001, "length": "12 steps", "log_every": "3 steps", "max_nonfinite_steps": 10, "optimizer": "adamw",
+"patience": 10, "schedule": "constant", "seed": 999, "steps_per_dispatch": 1, "warmup": "3 steps", "weight_decay":
+0.05}}
+"""
+PROGRESS_0_1 = """
+{"next_batch": 60, "pending": false, "samples": 5646.0, "seconds": 3.1838, "logged_seconds": 3.1807,
+"standing": {"best_step": 60, "best": 0.035, "evaluations_since_best": 0}, "best_step": 60,
+"fingerprints": {"semantic IDs": "b31f", "dataset": "1c4d"}, "config": {}, "checksums": {"params/bos": 1}}
+"""

@@ -1,4 +1,4 @@
-"""Runs against each other: seeds brought together, and differences tested on the same users."""
+"""Compares runs: seeds are grouped, and differences are tested on the same users."""
 
 import dataclasses
 import json
@@ -9,22 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rastp_jax import config as config_lib
+from rastp_jax.config import May
 from rastp_jax.evaluation import metrics
 from rastp_jax.evaluation.results import Result
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-
-# Runs that differ in nothing else are seeds of one setting: these change no result, or only by chance.
-_INCIDENTAL = (
-  "data.data_dir",
-  "data.workers",
-  "train.seed",
-  "train.log_every",
-  "train.checkpoint_every",
-  "train.keep_checkpoints",
-  "eval.batch_size",
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,20 +24,20 @@ class Group:
 
   Attributes:
     name: the workdir of a single run, or what the seeds' workdirs have in common, without what all groups share.
-    results: one a seed, at least one.
+    results: one per seed, at least one.
   """
 
   name: str
   results: tuple[Result, ...]
 
   @property
-  def ks(self) -> tuple[int, ...]:
-    return tuple(self.results[0].figures["config"]["eval"]["ks"])
+  def top_k(self) -> tuple[int, ...]:
+    return tuple(self.results[0].metrics["config"]["eval"]["top_k"])
 
   def values(self, key: str) -> list[float]:
-    """A figure of every seed, or [] where one lacks it."""
-    found = [result.figures.get(key) for result in self.results]
-    return [] if None in found else found
+    """A metric of every seed, or [] where one lacks it."""
+    found = [value for result in self.results if (value := result.metrics.get(key)) is not None]
+    return found if len(found) == len(self.results) else []
 
   def mean(self, key: str) -> float | None:
     values = self.values(key)
@@ -58,13 +49,13 @@ class Group:
     return statistics.stdev(values) if len(values) > 1 else None
 
   def user_values(self, name: str) -> np.ndarray:
-    """Each user's share in a metric (see metrics.user_values), averaged over seeds: float64 (users,)."""
+    """Each user's value of a metric (see metrics.user_values), averaged over seeds: float64 (users,)."""
     return np.mean([metrics.user_values(result.ranks, name) for result in self.results], axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """What separates two groups in one metric.
+  """How two groups differ in one metric.
 
   Attributes:
     metric: its name.
@@ -85,19 +76,19 @@ def by_dataset(results: Sequence[Result]) -> dict[str, list[Group]]:
   """Runs that can be compared user by user, under the name of their dataset, in the order of their first runs."""
   datasets: dict[str, list[Result]] = {}
   for result in results:
-    f = result.figures
+    values = result.metrics
     same_users = [found for found in datasets if _users(datasets[found][0]) == _users(result)]
-    name = f["config"]["data"]["dataset"]
+    name = values["config"]["data"]["dataset"]
     if not same_users and name in datasets:  # of that name, but prepared from other files
-      name = f"{name} ({f['split']}, {f['dataset_fingerprint'][:8]})"
+      name = f"{name} ({values['split']}, {values['dataset_fingerprint'][:8]})"
     datasets.setdefault(same_users[0] if same_users else name, []).append(result)
   return {name: group_seeds(members) for name, members in datasets.items()}
 
 
 def group_seeds(results: Sequence[Result]) -> list[Group]:
-  """Brings runs together whose settings differ in the seed only, in the order of their first runs.
+  """Groups runs whose settings differ only where seeds may (`config.May.SEED`), in the order of their first runs.
 
-  A repetition of a run, same seed included, is no further seed: it becomes a group of its own.
+  A repetition of a run, same seed included, does not count as a further seed: it becomes a group of its own.
   """
   groups: dict[tuple[str, int], list[Result]] = {}
   for result in results:
@@ -106,7 +97,7 @@ def group_seeds(results: Sequence[Result]) -> list[Group]:
       repetition += 1
     groups.setdefault((setting, repetition), []).append(result)
   names = [_common_name([result.name for result in group]) for group in groups.values()]
-  if len(set(names)) < len(names):  # workdirs that say nothing about what is in them
+  if len(set(names)) < len(names):  # the workdirs' names do not tell the groups apart
     names = [f"{group[0].name} …" if len(group) > 1 else group[0].name for group in groups.values()]
   if len(names) > 1:
     shared = os.path.commonprefix(names).rpartition("/")[0]
@@ -116,10 +107,8 @@ def group_seeds(results: Sequence[Result]) -> list[Group]:
 
 def compare(first: Group, second: Group) -> list[Difference]:
   """`paired_bootstrap` of every metric that both have."""
-  ks = [k for k in first.ks if k in second.ks]
-  return [
-    paired_bootstrap(name, first.user_values(name), second.user_values(name)) for name in metrics.names(sorted(ks))
-  ]
+  common = sorted(set(first.top_k) & set(second.top_k))
+  return [paired_bootstrap(name, first.user_values(name), second.user_values(name)) for name in metrics.names(common)]
 
 
 def paired_bootstrap(
@@ -127,19 +116,19 @@ def paired_bootstrap(
 ) -> Difference:
   """Percentile bootstrap of the mean difference (Efron & Tibshirani 1993, ch. 13), users drawn with replacement.
 
-  A user's two values are drawn together, so what makes users easy or hard cancels out. It answers for the choice of
-  users, not for that of training seeds.
+  A user's two values are drawn together, so differences between users cancel out. The interval is about the choice of
+  users, not about that of training seeds.
 
   Args:
     metric: its name.
     first: (users,) values of one group.
     second: (users,) values of the other, same users.
     resamples: draws.
-    seed: of the draws; the same one gives the same answer.
+    seed: of the draws; the same one gives the same result.
   """
   values, counts = np.unique(second - first, return_counts=True)
   users = len(first)
-  # Users with the same difference are interchangeable: how many of each kind are drawn is all that matters.
+  # Users with the same difference are interchangeable: only the number drawn of each kind matters.
   rng = np.random.default_rng(seed)
   chunk = max(1, 10_000_000 // len(values))  # bounds memory
   means = np.concatenate(
@@ -149,28 +138,25 @@ def paired_bootstrap(
     ]
   )
   low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-  # One is added on both sides, so that a p of 0 is never claimed (Davison & Hinkley 1997, eq. 4.11).
+  # Adding one to both counts keeps p above 0 (Davison & Hinkley 1997, eq. 4.11).
   tails = [(np.sum(means <= 0) + 1) / (resamples + 1), (np.sum(means >= 0) + 1) / (resamples + 1)]
   return Difference(metric, float(np.mean(second - first)), float(low), float(high), float(min(1.0, 2 * min(tails))))
 
 
 def _users(result: Result) -> tuple[str, str]:
   """Equal exactly where two results' users, and these users' targets, are the same."""
-  return result.figures["dataset_fingerprint"], result.figures["split"]
+  return result.metrics["dataset_fingerprint"], result.metrics["split"]
 
 
 def _seed(result: Result) -> int:
-  return result.figures["config"]["train"]["seed"]
+  return result.metrics["config"]["train"]["seed"]
 
 
 def _setting(result: Result) -> str:
-  fields = {
-    f"{section}.{name}": value
-    for section, values in result.figures["config"].items()
-    for name, value in values.items()
-    if f"{section}.{name}" not in _INCIDENTAL
-  }
-  return json.dumps(fields, sort_keys=True)
+  """Equal exactly where two results differ in nothing but what seeds may differ in."""
+  incidental = config_lib.differing_settings(May.SEED)
+  values = config_lib.flatten(result.metrics["config"])
+  return json.dumps({name: value for name, value in values.items() if name not in incidental}, sort_keys=True)
 
 
 def _common_name(names: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""Ranking metrics with one target a user, as sums and counts, so that hosts and ragged batches cannot bend a mean.
+"""Ranking metrics with one target per user, as sums and counts: hosts and batches of different sizes add up exactly.
 
-Shapes: B users, W beams, C codes an item.
+Shapes: B users, W beams.
 """
 
 from collections.abc import Iterable
@@ -8,18 +8,18 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def target_ranks(beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
-  """The place of each user's target among their beams.
+def target_ranks(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  """The rank of each user's target among their beams.
 
   Args:
-    beams: (B, W, C) codes, best first.
-    targets: (B, C) codes.
+    items: (B, W) item rows of the beams, best first, -1 where a beam is not an item.
+    targets: (B,) item rows, none of them -1.
 
   Returns:
     int64 (B,): 0 for the first beam, W where the target is not among them.
   """
-  hits = (beams == targets[:, None]).all(-1)
-  return np.where(hits.any(-1), hits.argmax(-1), beams.shape[1])
+  hits = items == targets[:, None]
+  return np.where(hits.any(-1), hits.argmax(-1), items.shape[1])
 
 
 # What a target at a rank (from 0) is worth to its user if it is among the first k.
@@ -30,13 +30,13 @@ _GAINS = {
 }
 
 
-def names(ks: Iterable[int]) -> list[str]:
+def names(top_k: Iterable[int]) -> list[str]:
   """Every measure at every cut-off, like "recall@5"."""
-  return [f"{measure}@{k}" for k in ks for measure in _GAINS]
+  return [f"{measure}@{k}" for k in top_k for measure in _GAINS]
 
 
 def user_values(ranks: np.ndarray, name: str) -> np.ndarray:
-  """Each user's share in a metric, whose mean over users the metric is.
+  """Each user's value of a metric; the metric is their mean.
 
   Args:
     ranks: (B,) from 0; at least k where the target was not found.
@@ -50,21 +50,21 @@ def user_values(ranks: np.ndarray, name: str) -> np.ndarray:
   return np.where(ranks < int(k), _GAINS[measure](ranks), 0.0)
 
 
-def ranking_sums(ranks: np.ndarray, ks: Iterable[int]) -> dict[str, float]:
+def ranking_sums(ranks: np.ndarray, top_k: Iterable[int]) -> dict[str, float]:
   """`user_values` summed over users, for every measure and cut-off.
 
   Args:
     ranks: (B,) from 0; at least k where the target was not found.
-    ks: cut-offs.
+    top_k: cut-offs.
   """
-  return {name: float(np.sum(user_values(ranks, name))) for name in names(ks)}
+  return {name: float(np.sum(user_values(ranks, name))) for name in names(top_k)}
 
 
 def beam_faults(items: np.ndarray) -> dict[str, int]:
-  """Counts beams that are no item, and beams that repeat an item of an earlier one.
+  """Counts beams that are not an item, and beams that repeat an item of an earlier one.
 
   Args:
-    items: (B, W) item rows, -1 where a beam's codes are no item's.
+    items: (B, W) item rows, -1 where a beam is not an item.
   """
   in_order = np.sort(items, axis=1)
   repeats = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)

@@ -1,8 +1,7 @@
-"""Results on disk: a JSON of figures, and beside it every user's rank in an .npz, so that runs can be paired."""
+"""Results on disk: a JSON of metrics, and beside it every user's rank in an .npz, so that runs can be paired."""
 
 import dataclasses
 import io
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from rastp_jax import files
+from rastp_jax import config as config_lib
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import metrics
+from rastp_jax.runtime import files
+from rastp_jax.training.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,21 +22,21 @@ class Result:
 
   Attributes:
     name: what tables call it, its workdir.
-    figures: the JSON's content.
+    metrics: the JSON's content; "config" as from `config.to_dict`.
     ranks: int32 (users,) of each user's target from 0, the beam width where it was not found.
   """
 
   name: str
-  figures: Mapping[str, Any]
+  metrics: Mapping[str, Any]
   ranks: np.ndarray
 
 
-def save(path: str | os.PathLike, figures: Mapping[str, Any], ranks: np.ndarray) -> None:
-  """Writes the figures to `path` and the ranks beside it, under the same name with .npz."""
+def save(path: str | os.PathLike, values: Mapping[str, Any], ranks: np.ndarray) -> None:
+  """Writes a `Result`'s metrics to `path` and its ranks beside it, under the same name with .npz."""
   buffer = io.BytesIO()
   np.savez_compressed(buffer, ranks=ranks.astype(np.int32))
-  files.write_whole(ranks_path(path), buffer.getvalue())
-  files.write_json(path, figures)
+  files.write_atomic(ranks_path(path), buffer.getvalue())
+  files.write_json(path, values)
 
 
 def load(path: str | os.PathLike, name: str) -> Result:
@@ -43,28 +44,46 @@ def load(path: str | os.PathLike, name: str) -> Result:
 
   Args:
     path: the JSON.
-    name: what tables shall call the run.
+    name: what tables call the run.
 
   Raises:
     InputError: a file is missing or damaged, or the two are of different evaluations.
   """
-  path = pathlib.Path(path)
-  again = f"run `python -m rastp_jax.evaluate` on {name} again"
+  values = read_metrics(path, name)
   try:
-    figures = json.loads(path.read_text())
     with np.load(ranks_path(path), allow_pickle=False) as file:
       ranks = file["ranks"]
-    counted = {key: metrics.user_values(ranks, key).mean() for key in metrics.names(figures["config"]["eval"]["ks"])}
-    fits = len(ranks) == figures["users"] and all(abs(figures[key] - value) < 1e-9 for key, value in counted.items())
-  except FileNotFoundError as error:
-    raise InputError(f"{name} has no results yet (there is no {error.filename}): {again}.") from error
-  except Exception as error:  # json, zipfile, zlib and numpy each raise their own kinds on a torn file
-    raise InputError(
-      f"The results of {name} in {path} cannot be read ({type(error).__name__}: {error}): {again}."
-    ) from error
+    counted = {key: metrics.user_values(ranks, key).mean() for key in metrics.names(values["config"]["eval"]["top_k"])}
+    fits = len(ranks) == values["users"] and all(abs(values[key] - value) < 1e-9 for key, value in counted.items())
+  except Exception as error:  # zipfile, zlib and numpy each raise their own kinds on a torn file
+    raise _unusable(path, name, error) from error
   if not fits:
-    raise InputError(f"{path} and {ranks_path(path)} are of different evaluations: {again}.")
-  return Result(name, figures, ranks)
+    raise InputError(f"{path} and {ranks_path(path)} are of different evaluations: {_again(name)}.")
+  return Result(name, values, ranks)
+
+
+def read_metrics(path: str | os.PathLike, name: str) -> dict[str, Any]:
+  """The JSON of an evaluation, its settings under today's names; settings that are newer have their defaults.
+
+  Args:
+    path: the JSON.
+    name: what the sentence about a mistake calls the run.
+
+  Raises:
+    InputError: it is missing or damaged.
+  """
+  if not files.check_path(path).exists():
+    raise InputError(f"{name} has no results yet (there is no {path}): {_again(name)}.")
+  values = files.read_json(path, _again(name))
+  try:
+    values["config"] = config_lib.to_dict(config_lib.from_dict(values["config"]))
+    counts = ("users", "beam_width", "step", *metrics.names(values["config"]["eval"]["top_k"]))
+    wrong = [key for key in counts if not isinstance(values.get(key, 0), int | float)]
+  except Exception as error:  # whatever a damaged JSON happens to lack
+    raise _unusable(path, name, error) from error
+  if wrong:
+    raise _unusable(path, name, TypeError(f"{wrong[0]} is not a number"))
+  return values
 
 
 def ranks_path(path: str | os.PathLike) -> pathlib.Path:
@@ -73,29 +92,19 @@ def ranks_path(path: str | os.PathLike) -> pathlib.Path:
 
 
 def training_summary(workdir: str | os.PathLike) -> dict[str, Any]:
-  """What summary.json says about a finished run, its time and samples as training_…; {} while the run goes on."""
-  path = pathlib.Path(workdir) / "summary.json"
-  summary = json.loads(path.read_text()) if path.exists() else {}
-  ambiguous = ("samples", "samples_per_second", "seconds")  # evaluation takes its own time, too
+  """The summary of a finished run, its time and samples as training_…; {} while the run goes on."""
+  summary = Workdir(workdir).read_summary() or {}
+  ambiguous = ("samples", "samples_per_second", "seconds")  # an evaluation has its own
   return {f"training_{name}" if name in ambiguous else name: value for name, value in summary.items()}
 
 
-def training_log(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
-  """A run's metrics.jsonl as columns.
+def _unusable(path: str | os.PathLike, name: str, error: Exception) -> InputError:
+  if isinstance(error, FileNotFoundError):
+    return InputError(f"{name} has no results yet (there is no {error.filename}): {_again(name)}.")
+  return InputError(
+    f"The results of {name} in {path} cannot be read ({type(error).__name__}: {error}): {_again(name)}."
+  )
 
-  Returns:
-    For every name that occurs in it, float64 (lines,), NaN in lines without it.
 
-  Raises:
-    InputError: there is no log, or a line of it cannot be read.
-  """
-  path = pathlib.Path(workdir) / "metrics.jsonl"
-  try:
-    text = path.read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    names = sorted({name for line in lines for name in line})
-    return {name: np.asarray([line.get(name, np.nan) for line in lines], np.float64) for name in names}
-  except OSError as error:
-    raise InputError(f"{path} cannot be read ({error.strerror}): give the --workdir of a training run.") from error
-  except (ValueError, TypeError, AttributeError) as error:
-    raise InputError(f"{path} is damaged ({error}): remove the line, or resume the run, which mends it.") from error
+def _again(name: str) -> str:
+  return f"run `python -m rastp_jax.evaluate` on {name} again"

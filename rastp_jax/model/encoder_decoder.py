@@ -1,42 +1,43 @@
 """The model: reads a history as semantic-ID tokens and predicts the next item's codes, level by level.
 
-Shapes: B batch, N history items, C codes an item (depth), P positions an item (C, or C + 1 with separators), L = N * P
-encoder positions, D model width, V codes a level.
+Shapes: B batch, N history items, C codes per item (depth), P positions per item (C, or C + 1 with separators),
+L = N * P encoder positions, D model width, W beams, V codes of a level.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
-from rastp_jax.config import ModelConfig, PruningConfig
-from rastp_jax.model import pruning
-from rastp_jax.model.layers import DecoderBlock, Dropout, EncoderBlock, RelativeBias, linear, norm
-from rastp_jax.model.pruning import Tokens
+from rastp_jax.config import ModelConfig, ReductionConfig
+from rastp_jax.model.interface import DecodingState
+from rastp_jax.model.layers import CrossMemory, DecoderBlock, Dropout, EncoderBlock, RelativeBias, linear, norm
+from rastp_jax.reduction import schedule
+from rastp_jax.reduction.tokens import Evidence, ItemLayout, Seen, Stage, Tokens
+from rastp_jax.runtime.hashing import lowbias32
 
 
 class EncoderDecoder(nnx.Module):
-  """T5-style encoder-decoder over semantic IDs, with RASTP pruning between encoder blocks.
+  """T5-style encoder-decoder over semantic IDs, with token reduction between encoder blocks.
 
-  Pruning owns no parameters: weights trained with one `PruningConfig` run with any other.
+  Offers `interface.GenerativeModel`. A reduction owns no weights unless its method is `learned`: weights trained with
+  one `ReductionConfig` run with any other.
 
   Args:
     config: sizes, dropout rates, initialisation, compute dtype.
-    pruning_config: what is dropped where; `criterion="none"` is the dense model.
-    widths: codes a level, the level that tells collisions apart included.
+    reduction: how tokens become fewer, and where; `method="none"` is the dense model.
+    widths: codes of each level, the one that tells collisions apart included.
     rngs: `nnx.Rngs` whose `params` stream initialises the weights.
-
-  Raises:
-    InputError: `pruning_config` names no criterion there is.
   """
 
-  def __init__(self, config: ModelConfig, pruning_config: PruningConfig, widths: tuple[int, ...], *, rngs: nnx.Rngs):
-    pruning.check_criterion(pruning_config)
-    self.config, self.pruning = config, pruning_config
+  def __init__(self, config: ModelConfig, reduction: ReductionConfig, widths: tuple[int, ...], *, rngs: nnx.Rngs):
+    self.config, self.reduction = config, reduction
     self.widths = (max(widths),) * len(widths) if config.uniform_width else tuple(widths)
-    self.depth = len(widths)
-    self.item_length = self.depth + config.separator
+    self.layout = ItemLayout(len(widths), config.separator)
     d = config.d_model
     # Adam moves an entry by about the learning rate a step: unit-variance embeddings would hardly turn in an epoch.
     std = 1.0 if config.init == "reference" else d**-0.5
@@ -51,6 +52,15 @@ class EncoderDecoder(nnx.Module):
     self.decoder_blocks = nnx.List([DecoderBlock(config, rngs=rngs) for _ in range(config.decoder_blocks)])
     self.decoder_norm = norm(config, rngs=rngs)
     self.heads = nnx.List([linear(config, d, width, std=d**-0.5, rngs=rngs) for width in self.widths])
+    # Last, so that the other weights are the same with and without them. By the stage's number, as text.
+    methods = [] if reduction.method == "none" else schedule.methods_of(reduction)
+    self.reducers = nnx.Dict(
+      {
+        str(number): method.learned(config, self.layout, rngs=rngs)
+        for number, method in enumerate(methods)
+        if method.learned is not None
+      }
+    )
 
   def embed_codes(self, codes: Int[Array, "... C"], first_level: int = 0) -> Float[Array, "... C D"]:
     """Looks codes up in the one table both stacks share; padding (-1) takes row 0, to be masked by the caller."""
@@ -67,106 +77,159 @@ class EncoderDecoder(nnx.Module):
         self.separator[...].astype(hidden_BNCD.dtype), (batch, items, 1, self.config.d_model)
       )
       hidden_BNCD = jnp.concatenate([hidden_BNCD, separator], axis=2)
-    length = items * self.item_length
+    length = items * self.layout.item_length
     return Tokens(
       hidden=hidden_BNCD.reshape(batch, length, -1),
-      mask=jnp.repeat(history[:, :, 0] >= 0, self.item_length, axis=1),
-      positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length)),
+      mask=jnp.repeat(history[:, :, 0] >= 0, self.layout.item_length, axis=1),
+      positions=jnp.arange(length, dtype=jnp.int32)[None],  # before any stage all rows have the same places
+      row_hash=_row_hash(history),
     )
 
   def encode(self, history: Int[Array, "B N C"], *, key: PRNGKeyArray | None = None) -> Tokens:
-    """Runs the encoder; pruning stages shorten what comes out.
+    """Runs the encoder; reduction stages shorten what comes out.
 
     Args:
       history: codes, most recent item last, padded on the right with -1.
       key: dropout key; None for none.
 
     Returns:
-      The final-normed states that survived, with their mask and their places in the un-pruned sequence.
+      The final-normed states, with their mask and their positions in the unreduced sequence.
     """
     return self.encode_tokens(self.embed_history(history), key=key)[0]
 
-  def encode_tokens(self, tokens: Tokens, *, key: PRNGKeyArray | None = None) -> tuple[Tokens, list[dict[str, Array]]]:
-    """`encode` on embedded tokens, which also tells what each pruning stage saw.
+  def encode_stages(self, history: Int[Array, "B N C"]) -> tuple[Tokens, list[Stage]]:
+    """`encode` without dropout, and what each stage of the reduction saw and left."""
+    return self.encode_tokens(self.embed_history(history))
 
-    Returns:
-      The encoded tokens, and for each stage a dict of `hidden` (B, L, D), `received` (B, L) and `kept` places (B, K).
-    """
+  def encode_tokens(self, tokens: Tokens, *, key: PRNGKeyArray | None = None) -> tuple[Tokens, list[Stage]]:
+    """`encode` on embedded tokens, and what each stage of the reduction saw and left."""
     drop = Dropout(key)
-    stages = pruning.budgets(self.pruning, tokens.hidden.shape[1])
-    seen = []
-    places = tokens.positions[:1]  # before any pruning all rows have the same places
-    bias = self.encoder_bias(places, places)
-    tokens = Tokens(drop(tokens.hidden, self.config.dropout), tokens.mask, tokens.positions)
+    planned = schedule.stages(self.reduction, tokens.hidden.shape[1], self.layout)
+    stages: list[Stage] = []
+
+    def seen_by(stage: schedule.PlannedStage, tokens: Tokens, known: Evidence | None) -> Seen:
+      weights = self.reducers[str(stage.number)] if stage.method.learned is not None else None
+      return Seen(tokens, known, self.layout, self.reduction, stage.budget, weights)
+
+    def reduced(stage: schedule.PlannedStage, tokens: Tokens, known: Evidence | None) -> Tokens:
+      after = stage.method.reduce(seen_by(stage, tokens, known))
+      stages.append(Stage(tokens, known, after))
+      return after
+
+    tokens = tokens.replace(hidden=drop(tokens.hidden, self.config.dropout))
+    if schedule.BEFORE_BLOCKS in planned:
+      tokens = reduced(planned[schedule.BEFORE_BLOCKS], tokens, None)
+    bias = self._bias(tokens, bool(stages))
     for index, block in enumerate(self.encoder_blocks):
-      if index not in stages:
-        tokens = Tokens(block(tokens.hidden, tokens.mask, bias, drop), tokens.mask, tokens.positions)
-        continue
-      hidden, received = block.scored(
-        tokens.hidden,
-        tokens.mask,
-        bias,
-        drop,
-        score_dropout=self.pruning.score_dropout,
-        score_padded_queries=self.pruning.score_padded_queries,
-      )
-      tokens = pruning.prune(
-        Tokens(hidden, tokens.mask, tokens.positions), received, self.pruning, stages[index], self.item_length
-      )
-      seen.append({"hidden": hidden, "received": received, "kept": tokens.positions})
-      bias = self.encoder_bias(tokens.positions, tokens.positions) if self.pruning.positions == "original" else None
-    hidden = drop(self.encoder_norm(tokens.hidden), self.config.dropout)
-    return Tokens(hidden, tokens.mask, tokens.positions), seen
+      hidden, known = block(tokens.hidden, tokens.mask, bias, drop)
+      tokens = tokens.replace(hidden=hidden)
+      coming = next((stage for place, stage in planned.items() if place >= index), None)
+      if coming is not None and coming.method.watch is not None:
+        tokens = tokens.replace(note=coming.method.watch(seen_by(coming, tokens, known)))
+      if index in planned:
+        tokens = reduced(planned[index], tokens, known)
+        bias = self._bias(tokens, True)
+    return tokens.replace(hidden=drop(self.encoder_norm(tokens.hidden), self.config.dropout)), stages
+
+  def _bias(self, tokens: Tokens, reduced: bool) -> Float[Array, "#B H L L"] | None:
+    """What is added to the next block's attention logits: relative positions, and sizes of merged tokens."""
+    kind = self.reduction.positions if reduced else "original"
+    places = self.layout.items(tokens.positions) if kind == "item" else tokens.positions
+    bias = None if kind == "none" else self.encoder_bias(places, places)
+    log_size = self._log_size(tokens)
+    if log_size is None:
+      return bias
+    batch, length = log_size.shape
+    counted = jnp.broadcast_to(log_size[:, None, None, :], (batch, self.config.num_heads, length, length))
+    return counted if bias is None else bias + counted
+
+  def _log_size(self, tokens: Tokens) -> Float[Array, "B L"] | None:
+    """Proportional attention: a merged token counts as often as it stands for tokens."""
+    if tokens.size is None or not self.reduction.proportional:
+      return None
+    return jnp.log(jnp.maximum(tokens.size, 1.0))
+
+  def _memories(self, encoded: Tokens) -> list[CrossMemory]:
+    """What each decoder block reads of the encoder."""
+    log_size = self._log_size(encoded)
+    return [
+      CrossMemory(block.cross_attention.keys_values(encoded.hidden), encoded.mask, log_size)
+      for block in self.decoder_blocks
+    ]
 
   def decode(
     self, encoded: Tokens, target: Int[Array, "B C"], *, key: PRNGKeyArray | None = None
   ) -> Float[Array, "B C D"]:
     """Decoder states for BOS and the target's codes but the last: state h is what level h's head reads."""
     drop = Dropout(key)
-    batch = target.shape[0]
-    bos = jnp.broadcast_to(self.bos[...].astype(self.config.dtype), (batch, 1, self.config.d_model))
-    hidden = drop(jnp.concatenate([bos, self.embed_codes(target[:, :-1])], axis=1), self.config.dropout)
-    places = jnp.arange(self.depth, dtype=jnp.int32)[None]
+    hidden = jnp.concatenate([self._bos(target.shape[0]), self.embed_codes(target[:, :-1])], axis=1)
+    hidden = drop(hidden, self.config.dropout)
+    places = jnp.arange(self.layout.depth, dtype=jnp.int32)[None]
     bias = self.decoder_bias(places, places)
-    for block in self.decoder_blocks:
-      hidden = block(hidden, bias, block.cross_attention.keys_values(encoded.hidden), encoded.mask, drop)
+    for block, memory in zip(self.decoder_blocks, self._memories(encoded), strict=True):
+      hidden = block(hidden, bias, memory, drop)
     return drop(self.decoder_norm(hidden), self.config.dropout)
 
+  def _bos(self, batch: Any) -> Float[Array, "B 1 D"]:
+    return jnp.broadcast_to(self.bos[...].astype(self.config.dtype), (batch, 1, self.config.d_model))
+
   def logits(self, decoded: Float[Array, "B C D"]) -> list[Float[Array, "B V"]]:
-    """One float32 array a level, over that level's codes only."""
+    """One float32 array per level, over that level's codes only."""
     return [head(decoded[:, level]).astype(jnp.float32) for level, head in enumerate(self.heads)]
 
   def __call__(
     self, history: Int[Array, "B N C"], target: Int[Array, "B C"], *, key: PRNGKeyArray | None = None
   ) -> list[Float[Array, "B V"]]:
-    """Teacher-forced logits, one (B, V) array a level."""
+    """Teacher-forced logits, one (B, V) array per level."""
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     return self.logits(self.decode(self.encode(history, key=encoder_key), target, key=decoder_key))
 
+  def loss(
+    self, batch: Mapping[str, Array], *, key: PRNGKeyArray | None = None
+  ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Sum over levels of the weighted batch mean of the cross-entropy, in nats.
 
-def loss(
-  model: EncoderDecoder,
-  history: Int[Array, "B N C"],
-  target: Int[Array, "B C"],
-  weight: Float[Array, "B"],
-  *,
-  key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Sum over levels of the weighted batch mean of the cross-entropy, in nats.
+    Args:
+      batch: `history` (B, N, C) and `target` (B, C) codes, `weight` (B,): 1 for a sample, 0 for a filler row.
+      key: dropout key; None for none.
 
-  Args:
-    model: the recommender.
-    history: codes, -1 padded on the right.
-    target: the next item's codes.
-    weight: 1 for a sample, 0 for a filler row.
-    key: dropout key; None for none.
+    Returns:
+      The loss and `{"loss_level_<h>": mean cross-entropy of that level}`.
+    """
+    target, weight = batch["target"], batch["weight"]
+    total = jnp.maximum(jnp.sum(weight), 1e-6)
+    levels = []
+    for level, logits in enumerate(self(batch["history"], target, key=key)):
+      picked = jnp.take_along_axis(logits, target[:, level, None], axis=-1)[:, 0]
+      levels.append(jnp.sum(weight * (jax.nn.logsumexp(logits, axis=-1) - picked)) / total)
+    return sum(levels[1:], levels[0]), {f"loss_level_{level}": value for level, value in enumerate(levels)}
 
-  Returns:
-    The loss and `{"loss_level_<h>": mean cross-entropy of that level}`.
-  """
-  total = jnp.maximum(jnp.sum(weight), 1e-6)
-  levels = []
-  for level, logits in enumerate(model(history, target, key=key)):
-    picked = jnp.take_along_axis(logits, target[:, level, None], axis=-1)[:, 0]
-    levels.append(jnp.sum(weight * (jax.nn.logsumexp(logits, axis=-1) - picked)) / total)
-  return sum(levels), {f"loss_level_{level}": value for level, value in enumerate(levels)}
+  def start(self, memory: Tokens) -> DecodingState:
+    """Cross-attention keys and values, computed once per user; no beam has a cache yet."""
+    return DecodingState(shared=self._memories(memory), beams=None)
+
+  def step(
+    self, state: DecodingState, codes: Int[Array, "B W"] | None, level: int
+  ) -> tuple[Float[Array, "B W V"], DecodingState]:
+    """See `interface.GenerativeModel.step`; the self-attention cache grows by one per level."""
+    if codes is None:
+      hidden = self._bos(state.shared[0].mask.shape[0])
+    else:
+      hidden = self.embed_codes(codes[..., None], first_level=level - 1)[..., 0, :]
+    places = jnp.arange(level + 1, dtype=jnp.int32)[None]
+    bias = self.decoder_bias(places[:, -1:], places)
+    caches = []
+    for index, block in enumerate(self.decoder_blocks):
+      cache = None if state.beams is None else state.beams[index]
+      hidden, cache = block.step(hidden, cache, bias, state.shared[index])
+      caches.append(cache)
+    logits = self.heads[level](self.decoder_norm(hidden)).astype(jnp.float32)
+    return logits, DecodingState(state.shared, caches)
+
+
+def _row_hash(history: Int[Array, "B N C"]) -> UInt[Array, "B"]:
+  """A hash of each row's codes and their order; padding plays no part in it."""
+  _, items, depth = history.shape
+  places = jnp.arange(items * depth, dtype=jnp.uint32).reshape(1, items, depth)
+  mixed = lowbias32(lowbias32(history.astype(jnp.uint32)) + places)
+  return jnp.sum(jnp.where(history >= 0, mixed, 0), axis=(1, 2), dtype=jnp.uint32)

@@ -1,9 +1,10 @@
 """Layers of the T5-style encoder-decoder, as the published model computes them.
 
-Shapes: B batch, T queries, S keys, L encoder positions, D model width, H heads, K head width, V codes a level.
+Shapes: B batch, T queries, S keys, L encoder positions, D model width, H heads, K head width, V codes of a level.
 Parameters are float32; matrices multiply in the configured compute dtype; norms, softmax and scores are float32.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -13,8 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rastp_jax.config import ModelConfig
-from rastp_jax.hashing import lowbias32
-from rastp_jax.model import products
+from rastp_jax.reduction.tokens import Evidence
+from rastp_jax.runtime import products
+from rastp_jax.runtime.hashing import lowbias32
 
 
 class Dropout:
@@ -22,7 +24,7 @@ class Dropout:
 
   The masks come from hashing each element's index with two words of the key (`lowbias32`), not from
   `jax.random`: the hash fuses into the surrounding arithmetic, costs the same on every backend, needs no memory and
-  does not depend on how the array is sharded. On a CPU `jax.random` masks are far dearer.
+  does not depend on how the array is sharded. On a CPU `jax.random` masks are much slower.
   """
 
   def __init__(self, key: Key[Array, ""] | PRNGKeyArray | None):
@@ -124,6 +126,9 @@ class Attention(nnx.Module):
   def heads(self, projected: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
     return projected.reshape(*projected.shape[:-1], self.num_heads, -1)
 
+  def queries(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
+    return self.heads(self.q(x))
+
   def keys_values(self, memory: Float[Array, "B S D"]) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
     return self.heads(self.k(memory)), self.heads(self.v(memory))
 
@@ -136,11 +141,17 @@ class Attention(nnx.Module):
     drop: Dropout,
   ) -> Float[Array, "B T D"]:
     keys, values = keys_values
-    return self.mix(drop(self.probabilities(query, keys, mask, bias), self.dropout), values)
+    return self.mix(drop(self.probabilities(self.queries(query), keys, mask, bias), self.dropout), values)
 
-  def probabilities(self, query, keys, mask, bias) -> Float[Array, "B H T S"]:
+  def probabilities(
+    self,
+    queries: Float[Array, "B T H K"],
+    keys: Float[Array, "B S H K"],
+    mask: Bool[Array, "#B 1 #T S"],
+    bias: Float[Array, "#B H T S"] | None,
+  ) -> Float[Array, "B H T S"]:
     """Attention probabilities, float32."""
-    queries_BHTK = products.swap_in_memory(self.heads(self.q(query)), 1, 2)
+    queries_BHTK = products.swap_in_memory(queries, 1, 2)
     logits = products.matmul_transposed(queries_BHTK, products.swap_in_memory(keys, 1, 2))
     if bias is not None:
       logits = products.add_to_each(logits, bias)
@@ -170,6 +181,22 @@ class Mlp(nnx.Module):
     return self.layers[-1](x)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CrossMemory:
+  """What one decoder block reads of the encoder.
+
+  Attributes:
+    keys_values: (B, S, H, K) each, shared by all beams of a user.
+    mask: (B, S).
+    log_size: (B, S) added to the logits, where merged tokens count as often as what they stand for; else None.
+  """
+
+  keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
+  mask: Bool[Array, "B S"]
+  log_size: Float[Array, "B S"] | None
+
+
 class EncoderBlock(nnx.Module):
   """Pre-norm self-attention and MLP."""
 
@@ -180,36 +207,33 @@ class EncoderBlock(nnx.Module):
 
   def __call__(
     self, hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], bias: Float[Array, "#B H L L"] | None, drop: Dropout
-  ) -> Float[Array, "B L D"]:
+  ) -> tuple[Float[Array, "B L D"], Evidence]:
+    """The new states, and all that the block knows about them."""
+    before = hidden
     normed = self.attention_norm(hidden)
-    attended = self.attention(normed, self.attention.keys_values(normed), mask[:, None, None, :], bias, drop)
-    return self._finish(hidden, attended, drop)
-
-  def scored(
-    self,
-    hidden: Float[Array, "B L D"],
-    mask: Bool[Array, "B L"],
-    bias: Float[Array, "#B H L L"] | None,
-    drop: Dropout,
-    *,
-    score_dropout: bool,
-    score_padded_queries: bool,
-  ) -> tuple[Float[Array, "B L D"], Float[Array, "B L"]]:
-    """The same block, and the attention each position receives: column sums over heads and queries, no gradient."""
-    normed = self.attention_norm(hidden)
-    keys, values = self.attention.keys_values(normed)
-    clean = self.attention.probabilities(normed, keys, mask[:, None, None, :], bias)
+    keys, values = self.attention.keys_values(normed)  # first: another order changes the gradients' last bits
+    queries = self.attention.queries(normed)
+    clean = self.attention.probabilities(queries, keys, mask[:, None, None, :], bias)
     dropped = drop(clean, self.attention.dropout)
-    counted = jax.lax.stop_gradient(dropped if score_dropout else clean)
-    weights = jnp.ones(mask.shape, jnp.float32) if score_padded_queries else mask.astype(jnp.float32)
-    # A product a head; an einsum sums over heads first, and writes that out.
-    rows = jnp.broadcast_to(weights[:, None, None, :], (*counted.shape[:2], 1, counted.shape[2]))
-    received = jnp.sum(products.matmul(rows, counted), axis=(1, 2))
-    return self._finish(hidden, self.attention.mix(dropped, values), drop), received
-
-  def _finish(self, hidden, attended, drop: Dropout):
+    attended = self.attention.mix(dropped, values)
     hidden += drop(attended, self.dropout)
-    return hidden + drop(self.mlp(self.mlp_norm(hidden), drop), self.mlp_dropout)
+    mlp_normed = self.mlp_norm(hidden)
+    transformed = self.mlp(mlp_normed, drop)
+    hidden += drop(transformed, self.mlp_dropout)
+    known = Evidence(
+      before=before,
+      normed=normed,
+      attention=clean,
+      attention_dropped=dropped,
+      queries=queries,
+      keys=keys,
+      values=values,
+      attended=attended,
+      mlp_normed=mlp_normed,
+      transformed=transformed,
+      after=hidden,
+    )
+    return hidden, jax.lax.stop_gradient(known)
 
 
 class DecoderBlock(nnx.Module):
@@ -225,42 +249,42 @@ class DecoderBlock(nnx.Module):
     self,
     hidden: Float[Array, "B T D"],
     bias: Float[Array, "1 H T T"],
-    memory_keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
-    memory_mask: Bool[Array, "B S"],
+    memory: CrossMemory,
     drop: Dropout,
   ) -> Float[Array, "B T D"]:
     steps = hidden.shape[1]
     causal = jnp.tril(jnp.ones((steps, steps), bool))[None, None]
     normed = self.self_norm(hidden)
     attended = self.self_attention(normed, self.self_attention.keys_values(normed), causal, bias, drop)
-    return self._finish(hidden, attended, memory_keys_values, memory_mask, drop)
+    return self._finish(hidden, attended, memory, drop)
 
   def step(
     self,
     hidden: Float[Array, "B W D"],
     cache: tuple[Float[Array, "B W t H K"], Float[Array, "B W t H K"]] | None,
-    bias: Float[Array, "H t1"],
-    memory_keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
-    memory_mask: Bool[Array, "B S"],
+    bias: Float[Array, "1 H 1 t1"],
+    memory: CrossMemory,
   ):
     """One new token for each of W beams: t earlier tokens come from the cache, which is returned one longer.
 
-    The beams of a user are queries over the same memory, so cross-attention keys and values are never copied per beam.
+    Each beam is a row of its own for self-attention. In cross-attention the beams of a user are queries over the same
+    memory, so that keys and values are never copied per beam.
     """
-    attention = self.self_attention
     normed = self.self_norm(hidden)
-    new = jax.tree.map(lambda x: x[:, :, None], attention.keys_values(normed))
+    new = jax.tree.map(lambda x: x[:, :, None], self.self_attention.keys_values(normed))
     keys, values = new if cache is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), cache, new)
-    queries = attention.heads(attention.q(normed))
-    logits = jnp.einsum("BWHK,BWtHK->BWHt", queries, keys, preferred_element_type=jnp.float32) + bias[None, None]
-    out = jnp.einsum("BWHt,BWtHK->BWHK", jax.nn.softmax(logits, axis=-1).astype(values.dtype), values)
-    attended = attention.o(out.reshape(*out.shape[:2], -1))
-    return self._finish(hidden, attended, memory_keys_values, memory_mask, Dropout(None)), (keys, values)
+    rows = lambda x: x.reshape(-1, *x.shape[2:])
+    everywhere = jnp.ones((1, 1, 1, keys.shape[2]), bool)
+    attended = self.self_attention(rows(normed)[:, None], (rows(keys), rows(values)), everywhere, bias, Dropout(None))
+    return self._finish(hidden, attended.reshape(hidden.shape), memory, Dropout(None)), (keys, values)
 
-  def _finish(self, hidden, attended, memory_keys_values, memory_mask, drop: Dropout):
+  def _finish(self, hidden, attended, memory: CrossMemory, drop: Dropout):
     hidden += drop(attended, self.dropout)
-    crossed = self.cross_attention(
-      self.cross_norm(hidden), memory_keys_values, memory_mask[:, None, None, :], None, drop
-    )
+    bias = None
+    if memory.log_size is not None:
+      shape = (hidden.shape[0], self.cross_attention.num_heads, hidden.shape[1], memory.log_size.shape[1])
+      bias = jnp.broadcast_to(memory.log_size[:, None, None, :], shape)
+    mask = memory.mask[:, None, None, :]
+    crossed = self.cross_attention(self.cross_norm(hidden), memory.keys_values, mask, bias, drop)
     hidden += drop(crossed, self.dropout)
     return hidden + drop(self.mlp(self.mlp_norm(hidden), drop), self.mlp_dropout)

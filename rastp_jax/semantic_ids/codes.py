@@ -1,4 +1,4 @@
-"""The semantic-ID table: every item's codes, their file, their health, and the way back from codes to items."""
+"""The semantic-ID table: every item's codes, their file, and the way back from codes to items."""
 
 import dataclasses
 import functools
@@ -8,14 +8,15 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
-from rastp_jax import files
+from rastp_jax import config as config_lib
 from rastp_jax.config import Config
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import files
 from rastp_jax.semantic_ids import collisions
 
 _FIELDS = ("codes", "widths", "provenance")
@@ -33,18 +34,18 @@ class SemanticIds:
 
   Attributes:
     codes: int32 (n_items, depth); row = item; no two rows are equal.
-    widths: codes a level, one value a level.
-    provenance: what made the codes (JSON values): dataset, dataset_fingerprint, created_by, method and what else
-      determines them (semantic_ids/making.py).
-    learned: int32 (n_items, levels), the codes before collisions were resolved: what health is measured on. Either
-      `codes` without a last level that tells equal learned codes apart (the default), or `codes` up to items that
+    widths: codes per level, one number for each level.
+    provenance: what made the codes (JSON values): dataset, dataset_fingerprint, created_by, method and whatever else
+      determines them (semantic_ids/pipeline.py), under today's names of settings.
+    learned: int32 (n_items, levels), the codes before collisions were resolved, which health is measured on. Either
+      `codes` without a last level that tells equal learned codes apart (the default), or `codes` except for items that
       were moved to a free code of the last level.
   """
 
   codes: np.ndarray
   widths: tuple[int, ...]
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  learned: np.ndarray | None = None
+  learned: np.ndarray = cast(np.ndarray, None)  # filled in below where it is not given
 
   def __post_init__(self):
     if self.learned is None:
@@ -52,14 +53,23 @@ class SemanticIds:
     if math.prod(self.widths) >= 2**63:
       raise InputError(
         f"Semantic IDs of widths {self.widths} have more combinations than a 64-bit key can hold: use fewer levels or "
-        "narrower ones (config.semantic_ids.levels, config.semantic_ids.width)."
+        "narrower ones (config.semantic_ids.levels, config.semantic_ids.codebook_size)."
       )
 
   @classmethod
-  def from_learned(cls, learned: np.ndarray, width: int, provenance: Mapping[str, Any]) -> "SemanticIds":
-    """Builds the table from learned codes (n_items, levels), each below `width`, with one more level that counts."""
+  def from_learned(
+    cls, learned: np.ndarray, widths: int | Sequence[int], provenance: Mapping[str, Any]
+  ) -> "SemanticIds":
+    """Builds the table from learned codes (n_items, levels), with one more level that tells equal ones apart.
+
+    Args:
+      learned: integer codes.
+      widths: codes per level: one number for each level, or the same number for all.
+      provenance: see `SemanticIds`.
+    """
     codes = collisions.disambiguate(learned)
-    return cls(codes, (width,) * learned.shape[1] + (int(codes[:, -1].max()) + 1,), dict(provenance))
+    each = [widths] * learned.shape[1] if isinstance(widths, int) else widths
+    return cls(codes, (*each, int(codes[:, -1].max()) + 1), dict(provenance))
 
   @property
   def num_items(self) -> int:
@@ -67,7 +77,7 @@ class SemanticIds:
 
   @property
   def depth(self) -> int:
-    """Codes an item, one that only tells collisions apart included."""
+    """Codes per item, one that only tells collisions apart included."""
     return self.codes.shape[1]
 
   @functools.cached_property
@@ -89,21 +99,25 @@ class SemanticIds:
       keys = keys * width + codes[..., level]
     return keys
 
+  def lookup(self, rows: np.ndarray) -> np.ndarray:
+    """Codes of item rows: int32 (..., depth); -1 where the row is -1 (padding)."""
+    return np.where(rows[..., None] >= 0, self.codes[rows], -1)
+
   def items_of(self, codes: np.ndarray) -> np.ndarray:
-    """Finds the items that codes stand for.
+    """Finds the items of given codes.
 
     Args:
       codes: integers (..., depth); any value may occur.
 
     Returns:
-      int32 (...): item rows, -1 where the codes are no item's.
+      int32 (...): item rows, -1 where the codes do not belong to an item.
     """
     codes = np.asarray(codes, np.int64)
-    valid = ((codes >= 0) & (codes < np.asarray(self.widths))).all(-1)
+    valid = np.asarray(((codes >= 0) & (codes < np.asarray(self.widths))).all(-1))
     keys = self._keys(np.where(valid[..., None], codes, 0))
     known, order = self._lookup
-    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return np.where(valid & (known[place] == keys), order[place], -1).astype(np.int32)
+    nearest = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return np.where(valid & (known[nearest] == keys), order[nearest], -1).astype(np.int32)
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes one .npz, whole or not at all."""
@@ -113,7 +127,7 @@ class SemanticIds:
     if not np.array_equal(self.learned, self.codes[:, :-1]):
       arrays[_LEARNED] = self.learned
     np.savez_compressed(buffer, **arrays)
-    files.write_whole(path, buffer.getvalue())
+    files.write_atomic(path, buffer.getvalue())
 
 
 def load(
@@ -132,20 +146,19 @@ def load(
     num_items: items they must cover.
 
   Raises:
-    InputError: the file is missing, torn, made for something else, or its codes are out of range or not unique.
+    InputError: the file is missing, damaged, made for something else, or its codes are out of range or not unique.
   """
   path = pathlib.Path(path)
   if not path.exists():
     raise InputError(
       f"There are no semantic IDs at {path}: make them by `python -m rastp_jax.prepare` with the same --config, or "
-      "point "
-      "config.data.data_dir to where they are."
+      "point config.data.data_dir to where they are."
     )
   try:
     with np.load(path, allow_pickle=False) as file:
       codes, widths, provenance = (file[name] for name in _FIELDS)
       learned = file[_LEARNED] if _LEARNED in file else codes[:, :-1]
-    provenance = json.loads(str(provenance))
+    provenance = _with_current_names(json.loads(str(provenance)))
     widths = tuple(int(width) for width in widths)
   except Exception as error:  # zipfile, zlib, numpy and json each raise their own kinds on a torn file
     raise InputError(
@@ -172,6 +185,17 @@ def load(
   return SemanticIds(codes.astype(np.int32), widths, provenance, learned.astype(np.int32))
 
 
+def _with_current_names(provenance: Mapping[str, Any]) -> dict[str, Any]:
+  """Provenance as a file records it, its settings under today's names."""
+  own = f"semantic_ids.{provenance.get('method')}."
+  current = {}
+  for name, value in provenance.items():
+    names = config_lib.current_names(f"semantic_ids.{name}")
+    # Several methods have what was one setting; the file's method decides.
+    current |= {now: value for now in names if len(names) == 1 or now.startswith(own)}
+  return {name.removeprefix("semantic_ids."): value for name, value in current.items()}
+
+
 def _check_table(path: pathlib.Path, codes: np.ndarray, widths: tuple[int, ...], learned: np.ndarray) -> None:
   """Raises InputError unless codes are (n_items >= 1, depth >= 1) integers within widths and unique."""
   remedy = (
@@ -180,7 +204,7 @@ def _check_table(path: pathlib.Path, codes: np.ndarray, widths: tuple[int, ...],
   if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
     raise InputError(f"{path} has codes of shape {codes.shape} and type {codes.dtype}, not a table of codes: {remedy}.")
   if len(widths) != codes.shape[1]:
-    raise InputError(f"{path} has {codes.shape[1]} codes an item but widths for {len(widths)} levels: {remedy}.")
+    raise InputError(f"{path} has {codes.shape[1]} codes per item but widths for {len(widths)} levels: {remedy}.")
   outside = (codes < 0) | (codes >= np.asarray(widths))
   if outside.any():
     row, level = np.argwhere(outside)[0]

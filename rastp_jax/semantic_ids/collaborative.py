@@ -1,8 +1,8 @@
-"""Item vectors from behaviour: items that users take one after the other lie close together."""
+"""Collaborative item vectors: items that users take one after the other are close together."""
 
 import numpy as np
 
-# Items so many steps apart in a history count as taken together; nearer ones count more (1 / steps).
+# Items up to this many steps apart in a history count as taken together; nearer ones count more (1 / steps).
 _WINDOW = 3
 
 
@@ -13,10 +13,10 @@ def cooccurrence_vectors(
 
   Args:
     history: item rows, users end to end.
-    first: each user's first position that may be looked at.
-    stop: and the one after the last.
+    first: each user's first position that may be used.
+    stop: each user's position after the last that may be used.
     num_items: items of the catalogue.
-    dims: features.
+    dims: features of the result.
     seed: of the randomised SVD.
 
   Returns:
@@ -35,7 +35,7 @@ def cooccurrence_vectors(
     weights += [np.full(len(left), 1.0 / steps)] * 2
   rows, columns = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
   counts = scipy.sparse.coo_matrix((np.concatenate(weights), (rows, columns)), shape=(num_items, num_items)).tocsr()
-  counts = counts - scipy.sparse.diags(counts.diagonal())  # an item taken twice is no news
+  counts = counts - scipy.sparse.diags(counts.diagonal())  # an item taken twice says nothing about other items
   totals = np.asarray(counts.sum(axis=1)).ravel()
   information = counts.tocoo()
   kept = information.data > 0
@@ -48,16 +48,16 @@ def cooccurrence_vectors(
   return _unit(vectors).astype(np.float32)
 
 
-def join(content: np.ndarray, behaviour: np.ndarray, weight: float) -> np.ndarray:
-  """Vectors whose inner product is (1 - weight) x that of the content + weight x that of the behaviour.
+def join(content: np.ndarray, together: np.ndarray, weight: float) -> np.ndarray:
+  """Vectors whose inner product is (1 - weight) x that of `content` + weight x that of `together`.
 
   Args:
-    content: (n_items, features); brought to unit length.
-    behaviour: (n_items, dims), unit length or zeros.
+    content: (n_items, features); scaled to unit length.
+    together: (n_items, dims), `cooccurrence_vectors`, of unit length or zero.
     weight: 0 to 1.
   """
   content = _unit(np.asarray(content, np.float32))
-  return np.concatenate([np.sqrt(1 - weight) * content, np.sqrt(weight) * behaviour], axis=1).astype(np.float32)
+  return np.concatenate([np.sqrt(1 - weight) * content, np.sqrt(weight) * together], axis=1).astype(np.float32)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

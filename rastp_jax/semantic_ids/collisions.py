@@ -1,4 +1,4 @@
-"""What becomes of items that share all their learned codes: one more level that counts them, or the next free code."""
+"""Items that share all their learned codes: one more level tells them apart, or they move to the next free code."""
 
 from collections.abc import Callable
 
@@ -48,7 +48,7 @@ def disambiguate(learned: np.ndarray) -> np.ndarray:
 def is_disambiguated(codes: np.ndarray) -> bool:
   """Whether the last level only counts, from 0 or from 1 and in any order, items whose earlier codes are equal.
 
-  Items without such a twin must all carry 0, or all 1. No learned level looks like this unless it says nothing.
+  Items without such a twin must all have 0, or all 1. A learned level looks like this only if it says nothing.
   """
   if codes.shape[1] < 2:
     return False
@@ -70,7 +70,7 @@ def reassign(learned: np.ndarray, width: int, costs: Callable[[np.ndarray], np.n
   Args:
     learned: (n_items, levels) integer codes.
     width: codes of the last level.
-    costs: tells the distance of items to all codes of the last level: int rows (n,) -> floats (n, width).
+    costs: distances of items to all codes of the last level: int rows (n,) -> floats (n, width).
 
   Returns:
     int32 (n_items, levels), all rows different.
@@ -80,12 +80,12 @@ def reassign(learned: np.ndarray, width: int, costs: Callable[[np.ndarray], np.n
   """
   codes = learned.astype(np.int32)
   _, sizes, _, first = group_rows(codes[:, :-1]) if codes.shape[1] > 1 else (None, np.array([len(codes)]), None, [0])
-  order = np.lexsort(codes.T[::-1])  # the same prefix stands together, and in it the same last code
+  order = np.lexsort(codes.T[::-1])  # equal prefixes come together, and in them equal last codes
   if sizes.max() > width:
     prefix = codes[order[first[sizes.argmax()]], :-1].tolist()
     raise InputError(
       f"{sizes.max()} items share the codes {prefix}, more than the {width} codes of the last level can tell apart: "
-      "use semantic_ids.collisions='extra_level', or more levels or a greater width (config.semantic_ids)."
+      "use semantic_ids.collisions='extra_level', or more levels or a larger semantic_ids.codebook_size."
     )
   same = np.zeros(len(codes), bool)
   same[1:] = (codes[order[1:]] == codes[order[:-1]]).all(1)
@@ -93,10 +93,10 @@ def reassign(learned: np.ndarray, width: int, costs: Callable[[np.ndarray], np.n
   for groups in _chunks(np.flatnonzero(crowded), sizes, _BATCH):
     members = [order[first[group] : first[group] + sizes[group]] for group in groups]
     distances = costs(np.concatenate(members))
-    place = 0
+    start = 0
     for rows in members:
-      codes[rows, -1] = _spread(codes[rows, -1], distances[place : place + len(rows)])
-      place += len(rows)
+      codes[rows, -1] = _spread(codes[rows, -1], distances[start : start + len(rows)])
+      start += len(rows)
   return codes
 
 

@@ -1,6 +1,6 @@
-"""What codes are worth before any training: figures, and a verdict with advice.
+"""How good codes are, before any training: metrics, and a verdict with advice.
 
-Everything is measured on the *learned* codes, before collisions were resolved.
+All is measured on the *learned* codes, before collisions were resolved.
 """
 
 import dataclasses
@@ -10,28 +10,29 @@ from typing import Any
 
 import numpy as np
 
+from rastp_jax.data.items import Item
+from rastp_jax.runtime import text_tables
 from rastp_jax.semantic_ids import collisions
 from rastp_jax.semantic_ids.codes import SemanticIds
-from rastp_jax.semantic_ids.embeddings import Item
 
 # Below this normalised entropy, or above this share of items in collisions, codes tell items apart so badly that
-# training on them is a waste of time. Healthy residual k-means on text embeddings shows above 0.9 and below 0.3.
+# training on them is of no use. Healthy residual k-means on text embeddings shows above 0.9 and below 0.3.
 COLLAPSED_ENTROPY = 0.5
 COLLAPSED_COLLISIONS = 0.5
-# Codes that beat shuffled ones by less than this factor say nothing about the items. Random codes show 1, any learned
-# from text or behaviour more than 5.
+# Codes that beat shuffled ones by less than this factor say nothing about the items. Random codes have 1, codes learned
+# from text or histories more than 5.
 UNINFORMATIVE = 1.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evidence:
-  """What the codes are held against; what is not known is left out of the report.
+class HealthInputs:
+  """What the codes are compared with; what is not known is left out of the report.
 
   Attributes:
     items: the catalogue, row = item.
     history: int (interactions,), item rows, users end to end.
-    spans: (first, stop) a user: the positions in `history` that may be looked at, held-out items left out.
-    errors: share of the embeddings' variance that each level leaves, one value a level.
+    spans: (first, stop), int (users,) each: positions in `history` that may be used, without held-out items.
+    errors: share of the embeddings' variance that each level leaves, one number for each level.
   """
 
   items: Sequence[Item] = ()
@@ -40,13 +41,13 @@ class Evidence:
   errors: Sequence[float] | None = None
 
 
-def measure(ids: SemanticIds, evidence: Evidence = Evidence()) -> dict[str, Any]:
+def measure(ids: SemanticIds, inputs: HealthInputs = HealthInputs()) -> dict[str, Any]:
   """Measures a code table.
 
   Returns:
     JSON values: items, widths (of all levels), levels (learned ones), colliding_items (items sharing all learned codes
-    with another), colliding_percent, largest_group (items with equal learned codes; 1 without collisions); one value a
-    learned level: codes_in_use, entropy (of the code frequencies over its largest possible value, 0 to 1),
+    with another), colliding_percent, largest_group (items with equal learned codes; 1 without collisions); one value
+    per learned level: codes_in_use, entropy (of the code frequencies over its largest possible value, 0 to 1),
     items_a_code (mean and max over codes in use), reconstruction_error (None if unknown); shared_category and
     shared_prefix (see there; None if unknown); collapsed, uninformative, advice (sentences), and identity: the
     fingerprint of the codes.
@@ -61,7 +62,7 @@ def measure(ids: SemanticIds, evidence: Evidence = Evidence()) -> dict[str, Any]
     possible = math.log(min(len(counts), ids.num_items))
     entropy.append(float(-(share * np.log(share)).sum() / max(possible, 1e-9)))
     items_a_code.append({"mean": ids.num_items / in_use[-1], "max": int(counts.max())})
-  figures = {
+  metrics = {
     "identity": ids.fingerprint,
     "items": ids.num_items,
     "widths": list(ids.widths),
@@ -72,24 +73,24 @@ def measure(ids: SemanticIds, evidence: Evidence = Evidence()) -> dict[str, Any]
     "codes_in_use": in_use,
     "entropy": entropy,
     "items_a_code": items_a_code,
-    "reconstruction_error": None if evidence.errors is None else [float(error) for error in evidence.errors],
-    "shared_category": shared_category(learned[:, 0], evidence.items) if len(evidence.items) else None,
+    "reconstruction_error": None if inputs.errors is None else [float(error) for error in inputs.errors],
+    "shared_category": shared_category(learned[:, 0], inputs.items) if len(inputs.items) else None,
     "shared_prefix": None,
   }
-  if evidence.history is not None:
-    figures["shared_prefix"] = shared_prefix(learned, evidence.history, *evidence.spans)
-  return {**figures, **_verdict(figures)}
+  if inputs.history is not None and inputs.spans is not None:
+    metrics["shared_prefix"] = shared_prefix(learned, inputs.history, *inputs.spans)
+  return {**metrics, **_verdict(metrics)}
 
 
 def shared_category(first_codes: np.ndarray, items: Sequence[Item]) -> dict[str, Any] | None:
   """How often two items of the same leaf category share their first code.
 
   Take any item and any other item of its leaf category (the whole path; an item listed in several counts in each):
-  `share` is the probability that both have the same first code, `shuffled` what it would be if the same codes were
-  dealt to the items at random, `ratio` the one over the other.
+  `share` is the probability that both have the same first code, `shuffled` the same if the codes were given to the
+  items at random, `ratio` is share / shuffled.
 
   Returns:
-    These three and `items`, how many have company in a leaf category; None where no item has.
+    These three and `items`, the number of items that share a leaf category with another; None where there are none.
   """
   leaves: dict[str, int] = {}
   rows, leaf = [], []
@@ -109,20 +110,22 @@ def shared_category(first_codes: np.ndarray, items: Sequence[Item]) -> dict[str,
   return {"share": share, "shuffled": shuffled, "ratio": _ratio(share, shuffled), "items": len(np.unique(rows))}
 
 
-def shared_prefix(learned: np.ndarray, history: np.ndarray, first: np.ndarray, stop: np.ndarray) -> dict[str, Any]:
+def shared_prefix(
+  learned: np.ndarray, history: np.ndarray, first: np.ndarray, stop: np.ndarray
+) -> dict[str, Any] | None:
   """How many leading codes consecutive items of a history share.
 
   Args:
     learned: (n_items, levels) codes.
     history: item rows, users end to end.
     first: each user's first position in `history`.
-    stop: and the one after the last that may be looked at.
+    stop: each user's position after the last that may be used.
 
   Returns:
     consecutive_by_level: probability that two consecutive, different items share their first 1, 2, … codes;
     random_by_level: the same for two different items drawn at random, each as often as it occurs in these histories
     (exact, nothing is drawn); consecutive and random: their sums, the mean length of the shared prefix; difference
-    and ratio of the two; pairs: how many there are. None where there are no pairs.
+    and ratio of the two; pairs: their number. None where there are no pairs.
   """
   inside = np.zeros(len(history) + 1, np.int64)
   seen = first < stop
@@ -130,7 +133,7 @@ def shared_prefix(learned: np.ndarray, history: np.ndarray, first: np.ndarray, s
   np.add.at(inside, stop[seen], -1)
   inside = np.cumsum(inside)[:-1] > 0
   ends = np.zeros(len(history) + 1, bool)
-  ends[stop] = True  # a pair must not reach over to the next user
+  ends[stop] = True  # a pair must not join two users
   pair = inside[:-1] & inside[1:] & ~ends[1 : len(history)]
   left, right = history[:-1][pair], history[1:][pair]
   left, right = left[left != right], right[left != right]
@@ -159,59 +162,66 @@ def _ratio(value: float, chance: float) -> float | None:
 
 
 def code_counts(ids: SemanticIds) -> list[np.ndarray]:
-  """Items of each code, one array of the level's width a learned level."""
+  """Items of each code: one array per learned level, of the level's width."""
   return [np.bincount(ids.learned[:, level], minlength=ids.widths[level]) for level in range(ids.learned.shape[1])]
 
 
-def _verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
-  """collapsed, uninformative, and advice: one sentence a finding."""
+def _verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  """collapsed, uninformative, and advice: one sentence per finding."""
   advice = []
-  flat = [level for level, entropy in enumerate(figures["entropy"]) if entropy < COLLAPSED_ENTROPY]
+  flat = [level for level, entropy in enumerate(metrics["entropy"]) if entropy < COLLAPSED_ENTROPY]
   for level in flat:
     advice.append(
-      f"Level {level} has COLLAPSED: a few codes hold most items ({figures['codes_in_use'][level]} of "
-      f"{figures['widths'][level]} are in use, one has {figures['items_a_code'][level]['max']} items); look whether "
-      "rows of the embeddings are equal or nearly so, or learn with semantic_ids.method=residual_kmeans, another seed "
-      "or a smaller width."
+      f"Level {level} has COLLAPSED: a few codes have most of the items ({metrics['codes_in_use'][level]} of "
+      f"{metrics['widths'][level]} are in use, one has {metrics['items_a_code'][level]['max']} items); check whether "
+      "rows of the embeddings are equal or almost equal, or learn with semantic_ids.method=residual_kmeans, another "
+      "seed or a smaller semantic_ids.codebook_size."
     )
-  crowded = figures["colliding_items"] > COLLAPSED_COLLISIONS * figures["items"]
+  crowded = metrics["colliding_items"] > COLLAPSED_COLLISIONS * metrics["items"]
   if crowded:
     advice.append(
-      f"The codes have COLLAPSED: {figures['colliding_percent']:.0f} % of the items share all learned codes with "
-      "another, too many for a model to tell apart; use more levels or a greater width (semantic_ids.levels, "
-      "semantic_ids.width), or embeddings that differ more from item to item."
+      f"The codes have COLLAPSED: {metrics['colliding_percent']:.0f} % of the items share all learned codes with "
+      "another, too many for a model to tell apart; use more levels or codes per level (semantic_ids.levels, "
+      "semantic_ids.codebook_size), or embeddings that differ more from item to item."
     )
-  known = [figures[name] for name in ("shared_category", "shared_prefix") if figures[name] is not None]
-  uninformative = bool(known) and all(figure["ratio"] is None or figure["ratio"] < UNINFORMATIVE for figure in known)
+  known = [metrics[name] for name in ("shared_category", "shared_prefix") if metrics[name] is not None]
+  uninformative = bool(known) and all(metric["ratio"] is None or metric["ratio"] < UNINFORMATIVE for metric in known)
   if uninformative:
     advice.append(
-      "The codes say next to NOTHING about the items: like items share codes hardly more often than any two; if they "
+      "The codes say almost NOTHING about the items: similar items share codes hardly more often than any two; if they "
       "are not random on purpose, check that their rows (or those of the embeddings) are in the order of the items."
     )
   return {"collapsed": bool(flat) or crowded, "uninformative": uninformative, "advice": advice}
 
 
-def describe(figures: Mapping[str, Any]) -> str:
-  """The figures as a short text table, with a plain verdict."""
-  levels, depth = figures["levels"], len(figures["widths"])
-  errors = figures["reconstruction_error"]
+def describe(metrics: Mapping[str, Any]) -> str:
+  """The metrics as a short text table, with a plain verdict."""
+  levels, depth = metrics["levels"], len(metrics["widths"])
+  errors = metrics["reconstruction_error"]
   extra = " and one that tells equal ones apart" if depth > levels else ""
-  lines = [
-    f"{figures['items']} items, {levels} learned codes each{extra}: {figures['colliding_items']} items "
-    f"({figures['colliding_percent']:.1f} %) share all learned codes with another, largest group "
-    f"{figures['largest_group']}",
-    "level  width  codes in use  entropy  items a code: mean   most" + ("" if errors is None else "  variance left"),
-  ]
+  summary = (
+    f"{metrics['items']} items, {levels} learned codes each{extra}: {metrics['colliding_items']} items "
+    f"({metrics['colliding_percent']:.1f} %) share all learned codes with another, largest group "
+    f"{metrics['largest_group']}"
+  )
+  rows = [["level", "width", "codes in use", "entropy", "items per code: mean", "most", "variance left"]]
   for level in range(levels):
-    a_code = figures["items_a_code"][level]
-    error = "" if errors is None else f"{errors[level]:15.3f}"
-    lines.append(
-      f"{level:5d}{figures['widths'][level]:7d}{figures['codes_in_use'][level]:14d}{figures['entropy'][level]:9.3f}"
-      f"{a_code['mean']:20.1f}{a_code['max']:7d}{error}"
+    per_code = metrics["items_a_code"][level]
+    rows.append(
+      [
+        str(level),
+        str(metrics["widths"][level]),
+        str(metrics["codes_in_use"][level]),
+        f"{metrics['entropy'][level] + 0.0:.3f}",  # -0.0 becomes 0.0
+        f"{per_code['mean']:.1f}",
+        str(per_code["max"]),
+        "unknown" if errors is None else f"{errors[level]:.3f}",
+      ]
     )
+  lines = [summary, text_tables.align(rows)]
   if depth > levels:
-    lines.append(f"{levels:5d}{figures['widths'][-1]:7d}  (tells equal learned codes apart)")
-  category, prefix = figures["shared_category"], figures["shared_prefix"]
+    lines.append(f"level {levels}, {metrics['widths'][-1]} wide, tells equal learned codes apart")
+  category, prefix = metrics["shared_category"], metrics["shared_prefix"]
   if category is not None:
     lines.append(
       f"items of one leaf category share their first code in {100 * category['share']:.1f} % of pairs, shuffled codes "
@@ -222,7 +232,7 @@ def describe(figures: Mapping[str, Any]) -> str:
       f"consecutive items of a history share {prefix['consecutive']:.3f} leading codes, random ones "
       f"{prefix['random']:.3f}: {_times(prefix['ratio'])}"
     )
-  return "\n".join(lines + figures["advice"])
+  return "\n".join(lines + metrics["advice"])
 
 
 def _times(ratio: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Answers histories with an exported recommender. Needs jax and numpy, nothing else.
+"""Recommends items with an exported model. Needs jax and numpy, nothing else.
 
 From the command line, item ids or ASINs in time order, the most recent one last:
 
@@ -10,10 +10,14 @@ From Python:
 
     model = ExportedModel("this/directory")
     model.recommend([["B004756YJA", "B004ZT0SSG"]])  # per history [(item, log-probability), …], best first
+
+The command prints a sentence and ends with exit code 2 where an item is not in the catalogue; `recommend` leaves such
+items out.
 """
 
-# This file is copied into every export as load.py, so it imports nothing of the program that made it.
+# This file is copied into every export as load.py, so it imports nothing of rastp_jax.
 
+import io
 import json
 import pathlib
 import sys
@@ -57,6 +61,10 @@ class ExportedModel:
         self._rows.setdefault(item["asin"], row)
     self._row_of_codes = {codes.tobytes(): row for row, codes in enumerate(self.codes)}
 
+  def row(self, item):
+    """The row of an item id or ASIN in the catalogue, None if it is not there."""
+    return self._rows.get(str(item))
+
   def decode(self, history):
     """Beams of (users, items, levels) int32 codes, padded on the right with -1; items is a key of info["programs"].
 
@@ -66,11 +74,21 @@ class ExportedModel:
     return self._programs[history.shape[1]](self._weights, self._transitions, history)
 
   def recommend(self, histories, k=10):
-    """The k most probable next items of each history; unknown items are left out, no known item gives no answer."""
+    """The k most probable next items of each history; unknown items are left out. Empty where no item is known.
+
+    Raises:
+      ValueError: k is below 1 or above the beams, or a history is not a list of ids.
+    """
+    histories = list(histories)
+    for history in histories:
+      if isinstance(history, (str, bytes)):
+        raise ValueError(f"{history!r:.80} is not a history: expected a list of item ids, the most recent one last.")
+    if k < 1:
+      raise ValueError(f"k={k} cannot be used: give a whole number of at least 1.")
     if k > self.info["beam_width"]:
       raise ValueError(f"k={k} is more than this export's {self.info['beam_width']} beams: export it with more.")
     answers = [[] for _ in histories]
-    known = [[self._rows[i] for i in map(str, history) if i in self._rows] for history in histories]
+    known = [[row for row in map(self.row, history) if row is not None] for history in histories]
     known = [rows[-self.info["max_items"] :] for rows in known]
     shorter = 0
     for items in sorted(self._programs):
@@ -78,16 +96,39 @@ class ExportedModel:
       shorter = items
       for first in range(0, len(users), 256):
         batch = users[first : first + 256]
-        # A program is compiled for each number of users it meets: here two, for a few and for many.
+        # A program is compiled for each number of users: here two, for few and for many.
         history = np.full((16 if len(batch) <= 16 else 256, items, self.codes.shape[1]), -1, np.int32)
-        for place, user in enumerate(batch):
-          history[place, : len(known[user])] = self.codes[known[user]]
+        for index, user in enumerate(batch):
+          history[index, : len(known[user])] = self.codes[known[user]]
         for user, beams, scores in zip(batch, *map(np.asarray, self.decode(history)), strict=False):
           rows = [self._row_of_codes[codes.tobytes()] for codes in beams[np.isfinite(scores)]]
           answers[user] = [(self.items[row], float(score)) for row, score in zip(rows, scores, strict=False)][:k]
     return answers
 
 
+def printable(text):
+  """The text with control characters (and others that do not show) escaped: titles come from anywhere."""
+  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def main(history):
+  """Prints the recommendations for a history of item ids; returns the exit code."""
+  if not history:
+    print("error: no item is given: give item ids or ASINs in time order, like load.py ITEM ITEM.", file=sys.stderr)
+    return 2
+  model = ExportedModel(pathlib.Path(__file__).parent)
+  unknown = [item for item in history if model.row(item) is None]
+  if unknown:
+    names = f"{unknown[0][:80]!r}" + (f" and {len(unknown) - 1} more are" if len(unknown) > 1 else " is")
+    print(f"error: {names} not in the catalogue: give item ids or ASINs of items.jsonl.", file=sys.stderr)
+    return 2
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not have every letter
+  for item, score in model.recommend([history])[0]:
+    item_id, asin, title = (printable(item[name]) for name in ("item_id", "asin", "title"))
+    print(f"{score:8.3f}  {item_id:>8}  {asin:10}  {title}")
+  return 0
+
+
 if __name__ == "__main__":
-  for item, score in ExportedModel(pathlib.Path(__file__).parent).recommend([sys.argv[1:]])[0]:
-    print(f"{score:8.3f}  {item['item_id']:>8}  {item['asin']:10}  {item['title']}")
+  sys.exit(main(sys.argv[1:]))

@@ -5,8 +5,9 @@ from typing import Any
 
 import jinja2
 
-from rastp_jax.loading import SavedModel
-from rastp_jax.model import pruning
+from rastp_jax.reduction import schedule
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.training.runs import SavedModel
 
 _CARD = """\
 ---
@@ -16,14 +17,14 @@ tags: [recommendation, generative-retrieval, semantic-ids, rastp]
 # {{ dataset }} recommender
 
 A generative recommender made with rastp_jax: a T5-style encoder-decoder reads a user's history as semantic IDs \
-({{ depth }} codes an item) and generates the next item's, level by level, walking only along codes of items that \
-exist. {{ pruned }}
+({{ depth }} codes per item) and generates the next item's, level by level, restricted to codes of items that \
+exist. {{ reduction }}
 
 |  |  |
 | --- | --- |
 | parameters | {{ "{:,}".format(parameters) }}, float32 |
-| history | the last {{ max_items }} items; a program for each length up to {{ lengths }} items |
-| answers | {{ beam_width }} beams a user, always items, never one twice; scores are log-probabilities |
+| history | the last {{ max_items }} items; one program per length: up to {{ lengths }} items |
+| answers | {{ beam_width }} beams per user, all of them items, none repeated; scores are log-probabilities |
 | trained on | {{ dataset }}: {{ "{:,}".format(users) }} users, {{ "{:,}".format(items) }} items, leave-one-out \
 (each user's last two items held out) |
 | dataset fingerprint | `{{ dataset_fingerprint }}` |
@@ -32,16 +33,16 @@ exist. {{ pruned }}
 
 ## Quality
 
-{% if figures -%}
-Test split, {{ "{:,}".format(figures.users) }} users, all items ranked, {{ figures.beam_width }} beams, \
-{{ "constrained to items" if figures.constrained else "unconstrained" }}, \
-{{ "{:,}".format(figures.invalid_beams) }} beams that are no item:
+{% if metrics -%}
+Test split, {{ "{:,}".format(metrics.users) }} users, all items ranked, {{ metrics.beam_width }} beams, \
+{{ "constrained to items" if metrics.constrained else "unconstrained" }}, \
+{{ "{:,}".format(metrics.invalid_beams) }} beams that are not an item:
 
-|{% for name in figures.scores %} {{ name }} |{% endfor %}
-|{% for name in figures.scores %} ---: |{% endfor %}
-|{% for value in figures.scores.values() %} {{ "%.4f" | format(value) }} |{% endfor %}
+|{% for name in metrics.scores %} {{ name }} |{% endfor %}
+|{% for name in metrics.scores %} ---: |{% endfor %}
+|{% for value in metrics.scores.values() %} {{ "%.4f" | format(value) }} |{% endfor %}
 {%- else -%}
-Not known: this checkpoint was not evaluated on the test split when it was exported.
+Unknown: this checkpoint was not evaluated on the test split before it was exported.
 {%- endif %}
 
 ## Use
@@ -68,60 +69,69 @@ with codes of your own.
 
 ## Limits
 
-It knows the {{ "{:,}".format(items) }} items it was trained on and nothing else of them than their codes and who \
-bought them in which order: new items need new codes and training, and what was popular then is favoured now.
+It knows only the {{ "{:,}".format(items) }} items it was trained on, by their codes and by the order in which users \
+took them: new items need new codes and new training, and items that were popular in the training data are favoured.
 """
 
 
-def render(info: Mapping[str, Any], saved: SavedModel, figures: Mapping[str, Any] | None) -> str:
+def render(info: Mapping[str, Any], saved: SavedModel, metrics: Mapping[str, Any] | None) -> str:
   """Markdown.
 
   Args:
     info: content of export.json.
     saved: the exported model.
-    figures: content of an eval_test.json; left out where it is of another checkpoint or another way of pruning.
+    metrics: of an evaluation on the test split (`results.read_metrics`); left out where it is of another checkpoint or
+      another token reduction.
   """
-  config = saved.config
-  stages = pruning.budgets(config.pruning, config.data.bucket_items[-1] * saved.model.item_length)
-  if stages:
-    kept = ", ".join(f"{count} after block {block + 1}" for block, count in stages.items())
-    whole = config.data.bucket_items[-1] * saved.model.item_length
-    pruned = (
-      f"Between encoder blocks, RASTP (arXiv 2511.16943, criterion `{config.pruning.criterion}`) drops the tokens that "
-      f"matter least: of the longest history's {whole} positions it keeps {kept}."
-    )
-  else:
-    pruned = "It is decoded without pruning."
   return jinja2.Template(_CARD, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
     **info,
-    dataset=config.data.dataset,
+    dataset=saved.config.data.dataset,
     depth=saved.semantic_ids.depth,
-    lengths=", ".join(map(str, config.data.bucket_items)),
+    lengths=", ".join(map(str, saved.lengths)),
     users=saved.histories.num_users,
     items=saved.semantic_ids.num_items,
-    method=_method(saved.semantic_ids.provenance),
-    pruned=pruned,
-    figures=_scores(figures, info),
+    method=_method(saved.semantic_ids),
+    reduction=_reduction(saved),
+    metrics=_quality(metrics, info),
   )
 
 
-def _method(provenance: Mapping[str, Any]) -> str:
-  known = {name: provenance[name] for name in ("method", "levels", "width", "embeddings") if name in provenance}
-  return "; ".join(f"{name}: {value}" for name, value in known.items()) or "of unknown origin"
+def _reduction(saved: SavedModel) -> str:
+  """What becomes of the tokens of the longest history, in a sentence."""
+  config, layout = saved.config.reduction, saved.model.layout
+  positions = saved.lengths[-1] * layout.item_length
+  stages = schedule.stages(config, positions, layout)
+  if not stages:
+    return "The encoder keeps every token of the history."
+  methods = dict.fromkeys(stage.method for stage in stages.values())
+  summaries = "; ".join(", ".join(filter(None, (method.summary, method.paper))) for method in methods)
+  left = ", ".join(f"{stage.budget} {_after(block)}" for block, stage in stages.items())
+  return (
+    f"The encoder shortens the history by `{config.method}` ({summaries}): the {positions} positions of the longest "
+    f"history become {left}."
+  )
 
 
-def _scores(figures: Mapping[str, Any] | None, info: Mapping[str, Any]) -> dict[str, Any] | None:
-  """The figures that tell of this very model, or None."""
-  if figures is None or figures["step"] != info["step"] or figures["config"]["pruning"] != _as_json(info, "pruning"):
+def _after(block: int) -> str:
+  """Where a stage stands; blocks are counted from 1 here."""
+  return "before block 1" if block == schedule.BEFORE_BLOCKS else f"after block {block + 1}"
+
+
+def _method(semantic_ids: SemanticIds) -> str:
+  provenance = semantic_ids.provenance
+  known = [f"{name}: {provenance[name]}" for name in ("method", "embeddings") if name in provenance]
+  return "; ".join([*known, f"codes per level: {', '.join(map(str, semantic_ids.widths))}"])
+
+
+def _quality(metrics: Mapping[str, Any] | None, info: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The metrics of the exported checkpoint with the exported token reduction, or None."""
+  if (
+    metrics is None or metrics["step"] != info["step"] or metrics["config"]["reduction"] != info["config"]["reduction"]
+  ):
     return None
-  ks = figures["config"]["eval"]["ks"]
+  top_k = metrics["config"]["eval"]["top_k"]
   return {
-    **{name: figures[name] for name in ("users", "beam_width", "invalid_beams")},
-    "constrained": figures["config"]["eval"]["constrained"],
-    "scores": {f"{metric}@{k}": figures[f"{metric}@{k}"] for metric in ("recall", "ndcg") for k in ks},
+    **{name: metrics[name] for name in ("users", "beam_width", "invalid_beams")},
+    "constrained": metrics["config"]["eval"]["constrained"],
+    "scores": {f"{measure}@{k}": metrics[f"{measure}@{k}"] for measure in ("recall", "ndcg") for k in top_k},
   }
-
-
-def _as_json(info: Mapping[str, Any], section: str) -> dict[str, Any]:
-  """A section of the settings as it looks once written: tuples become lists."""
-  return {name: list(value) if isinstance(value, tuple) else value for name, value in info["config"][section].items()}

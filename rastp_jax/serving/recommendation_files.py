@@ -1,4 +1,4 @@
-"""Histories in, recommendations out, one JSON object a line, in constant memory.
+"""Reads histories and writes recommendations, one JSON object per line, in constant memory.
 
 A line of the input:   {"user": "A1", "history": ["B004756YJA", "B004ZT0SSG"]}
 A line of the output:  {"user": "A1", "recommendations": [{"item_id": …, "asin": …, "title": …, "score": …}, …],
@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import gzip
 import itertools
-import json
 import os
 import pathlib
 import time
@@ -21,24 +20,29 @@ from typing import IO, Any
 
 import tqdm
 
-from rastp_jax import files, loading
 from rastp_jax.data.histories import Histories
+from rastp_jax.data.items import Item
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids.embeddings import Item
-from rastp_jax.serving.recommender import Answer, Recommender
+from rastp_jax.runtime import files
+from rastp_jax.serving.recommender import Recommender, UserRecommendations
+from rastp_jax.training import runs
+from rastp_jax.training.workdir import Workdir
+
+# The memory that a line costs is bounded by it: some fifty thousand items.
+MAX_LINE_BYTES = 1_000_000
 
 Line = tuple[Any, Sequence[str | int]]  # a user, whatever JSON value names them, and their history
 
 
 @dataclasses.dataclass
-class Tally:
-  """What became of the users of a file.
+class FileSummary:
+  """Counts over the users of a file.
 
   Attributes:
     users: lines written.
     recommendations: items recommended, over all users.
     without_answer: users without a single known item.
-    unknown_items: items of histories that the catalogue lacks, repetitions included.
+    unknown_items: items of histories that are not in the catalogue, repetitions included.
     users_with_unknown: users who have such items.
     example: one of them.
     seconds: for everything but loading the model.
@@ -52,7 +56,7 @@ class Tally:
   example: str = ""
   seconds: float = 0.0
 
-  def add(self, answer: Answer) -> None:
+  def add(self, answer: UserRecommendations) -> None:
     self.users += 1
     self.recommendations += len(answer.recommendations)
     self.without_answer += not answer.recommendations
@@ -62,7 +66,7 @@ class Tally:
       self.example = self.example or answer.unknown_items[0]
 
   def describe(self) -> str:
-    """One line a person understands."""
+    """One line for people."""
     parts = [
       f"{self.recommendations:,} recommendations for {self.users:,} users in {self.seconds:.1f} s "
       f"({self.users / self.seconds:,.1f} users/s, compilation included)"
@@ -82,27 +86,31 @@ def recommend_to_file(
   output: str | os.PathLike,
   *,
   input_path: str | os.PathLike | None = None,
-  split: str | None = None,
+  split: str = "test",
   k: int = 10,
   exclude_history: bool = False,
   overrides: Sequence[str] = (),
-) -> Tally:
+) -> FileSummary:
   """Writes the recommendations of a run's best checkpoint.
 
   Args:
     workdir: of the run.
-    output: JSON lines, replaced once they are complete.
-    input_path: a file of histories; None for those of `split`.
-    split: "test" or "validation": every prepared user's history before that held-out item.
-    k: recommendations a user.
+    output: JSON lines, replaced once they are complete; see `files.open_atomic`. None of the files that are read.
+    input_path: a file of histories, or a device or FIFO, read once; None for those of `split`.
+    split: "test" or "validation": without a file, every prepared user's history before that held-out item.
+    k: recommendations per user.
     exclude_history: see `Recommender.recommend`.
-    overrides: see `loading.load_model`.
+    overrides: see `runs.load_model`.
 
   Raises:
     InputError: before anything is compiled or written, if flags, run or input cannot be used.
   """
-  total = None if input_path is None else count_histories(input_path)
-  saved = loading.load_model(workdir, overrides)
+  others = Workdir(workdir).files_of_training
+  files.check_writable(output, inputs=others if input_path is None else (input_path, *others))
+  total = None
+  if input_path is not None and not _is_stream(input_path):
+    total = count_histories(input_path)
+  saved = runs.load_model(workdir, overrides)
   recommender = Recommender.from_saved(saved)
   if input_path is None:
     lines, total = held_out_histories(saved.histories, recommender.items, split), saved.histories.num_users
@@ -116,14 +124,19 @@ def read_histories(path: str | os.PathLike) -> Iterator[Line]:
   """Reads a file of histories line by line.
 
   Raises:
-    InputError: while reading, where a line is not as described above, or the file is missing, torn or empty.
+    InputError: while reading, where a line is not as described above or longer than `MAX_LINE_BYTES`, or the file is
+      missing, torn or empty.
   """
-  path = pathlib.Path(path)
+  path = files.check_path(path)
   number = 0
   try:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-      for number, line in enumerate(file, 1):
-        yield _parse(line, f"{path}, line {number}")
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+      while line := file.readline(MAX_LINE_BYTES + 1):
+        where = f"{path}, line {number + 1}"
+        if len(line) > MAX_LINE_BYTES:
+          raise InputError(f"{where} is longer than {MAX_LINE_BYTES:,} bytes: give one user per line, and fewer items.")
+        yield _parse(line.decode(), where)
+        number += 1
   except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
     where, reason = f" after line {number}" if number else "", getattr(error, "strerror", None) or error
     raise InputError(
@@ -134,8 +147,14 @@ def read_histories(path: str | os.PathLike) -> Iterator[Line]:
     raise InputError(f'{path} is empty: expected lines like {{"user": "A1", "history": ["B004756YJA"]}}.')
 
 
+def _is_stream(path: str | os.PathLike) -> bool:
+  """Whether a path leads to a device or a FIFO, which can be read only once."""
+  path = files.check_path(path)
+  return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def count_histories(path: str | os.PathLike) -> int:
-  """Reads the whole file once, so that a mistake in its last line is found before the first is answered.
+  """Reads the whole file once, so that a mistake in its last line is found before decoding starts.
 
   Raises:
     InputError: as `read_histories`.
@@ -152,14 +171,14 @@ def held_out_histories(histories: Histories, items: Sequence[Item], split: str) 
 def write_recommendations(
   path: str | os.PathLike,
   lines: Iterable[Line],
-  answers: Callable[[Iterator[Sequence[str | int]]], Iterator[Answer]],
+  answers: Callable[[Iterator[Sequence[str | int]]], Iterator[UserRecommendations]],
   *,
   total: int | None = None,
-) -> Tally:
-  """Answers every line and writes the answers in the same order, whole or not at all, with a progress bar on stderr.
+) -> FileSummary:
+  """Writes each line's recommendations in the same order, whole or not at all, with a progress bar on stderr.
 
   Args:
-    path: the output.
+    path: the output; see `files.open_atomic`.
     lines: users and histories.
     answers: turns an iterator of histories into an iterator of answers, like `Recommender.stream`.
     total: number of lines, if known.
@@ -167,10 +186,10 @@ def write_recommendations(
   Raises:
     InputError: the output cannot be written, or what `lines` raises.
   """
-  path, tally, start = pathlib.Path(path), Tally(), time.perf_counter()
-  lines, for_users = itertools.tee(lines)  # holds only the users that wait for their answer
+  summary, start = FileSummary(), time.perf_counter()
+  lines, for_users = itertools.tee(lines)  # tee holds only the users who wait for their answer
   try:
-    with files.open_whole(path) as file, _compressed(file, path) as out:
+    with files.open_atomic(path) as file, _compressed(file, pathlib.Path(path)) as out:
       answered = zip(for_users, answers(history for _, history in lines), strict=True)
       for (user, _), answer in tqdm.tqdm(answered, total=total, unit=" users", unit_scale=True, mininterval=1.0):
         line = {
@@ -178,14 +197,14 @@ def write_recommendations(
           "recommendations": [dataclasses.asdict(item) for item in answer.recommendations],
           "unknown_items": len(answer.unknown_items),
         }
-        out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        tally.add(answer)
+        out.write(files.to_json(line, escaped=False).encode() + b"\n")
+        summary.add(answer)
   except OSError as error:
     raise InputError(
-      f"{path} cannot be written ({error.strerror}): make room there, or choose another place."
+      f"{path} cannot be written ({error.strerror}): make room there, or choose another directory."
     ) from error
-  tally.seconds = time.perf_counter() - start
-  return tally
+  summary.seconds = time.perf_counter() - start
+  return summary
 
 
 def _compressed(file: IO[bytes], path: pathlib.Path):
@@ -196,14 +215,14 @@ def _compressed(file: IO[bytes], path: pathlib.Path):
 
 def _parse(line: str, where: str) -> Line:
   try:
-    value = json.loads(line)
+    value = files.parse_json(line)
   except ValueError as error:
-    raise InputError(f"{where} is no JSON ({error}): expected one object a line, with user and history.") from error
+    raise InputError(f"{where} is not JSON ({error}): expected one object per line, with user and history.") from error
   if not isinstance(value, dict) or not {"user", "history"} <= set(value):
     raise InputError(f'{where} lacks a user or a history: expected {{"user": "A1", "history": ["B004756YJA"]}}.')
   history = value["history"]
   if not isinstance(history, list) or not all(
     isinstance(item, str | int) and not isinstance(item, bool) for item in history
   ):
-    raise InputError(f"{where} has a history that is no list of item ids: expected the most recent one last.")
+    raise InputError(f"{where} has a history that is not a list of item ids: expected the most recent one last.")
   return value["user"], history

@@ -1,4 +1,4 @@
-"""Recommendations for anybody's history, as a Python API.
+"""Recommendations for any history, as a Python API.
 
     from rastp_jax import Recommender
 
@@ -6,30 +6,35 @@
     for item in recommender.recommend([["B004756YJA", "B004ZT0SSG"]], k=10)[0]:
       print(item.asin, item.title, item.score)
 
-Every answer is an item of the catalogue and none comes twice, whatever the run's `eval.constrained` says: a
-recommendation has to exist.
+Every recommendation is an item of the catalogue, and no item comes twice: decoding is constrained to items whatever the
+run's `eval.constrained` says.
 """
 
 import collections
 import dataclasses
 import os
+import reprlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from rastp_jax import loading, sharding
 from rastp_jax.data import histories as histories_lib
-from rastp_jax.decoding import make_decode
+from rastp_jax.data.items import Item
 from rastp_jax.errors import InputError
-from rastp_jax.loading import SavedModel
-from rastp_jax.model.beam_search import Beams
-from rastp_jax.semantic_ids.embeddings import Item
-from rastp_jax.semantic_ids.trie import build_transitions
+from rastp_jax.generation.beam_search import Beams
+from rastp_jax.generation.decode import make_decode
+from rastp_jax.generation.trie import build_transitions
+from rastp_jax.runtime import sharding
+from rastp_jax.training import runs
+from rastp_jax.training.runs import SavedModel
 
-# Users that may wait for a batch of their shape to fill, in batches: what bounds the memory of a long stream.
+DEFAULT_K = 10  # recommendations per user
+
+# Users that may wait for their answer, in batches: bounds the memory of a long stream.
 _WAITING_BATCHES = 32
 
 
@@ -40,7 +45,7 @@ class Recommendation:
   Attributes:
     item_id: the source's own id.
     asin: Amazon's product number, empty if the source has none.
-    title: product title, empty if not known.
+    title: product title, empty if unknown.
     score: the item's log-probability (natural logarithm) as the user's next one.
   """
 
@@ -51,12 +56,12 @@ class Recommendation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-  """What a user gets.
+class UserRecommendations:
+  """The answer to one history.
 
   Attributes:
     recommendations: best first; k of them unless the catalogue has fewer, none if no item of the history is known.
-    unknown_items: ids in the history that the catalogue lacks; the model did not see them.
+    unknown_items: ids in the history that are not in the catalogue; the model does not read them.
   """
 
   recommendations: list[Recommendation]
@@ -65,36 +70,47 @@ class Answer:
 
 @dataclasses.dataclass(eq=False)
 class _Query:
-  """A user between asking and being answered: `shape` is (items of the bucket, beams) of the program that answers."""
+  """A user's history and, once decoded, the answer.
+
+  Attributes:
+    rows: int32, the known items of the history that the model reads, the most recent one last.
+    unknown_items: ids of the others.
+    shape: (items of the bucket, beams) of the program that decodes it.
+    excluded: item rows to leave out.
+    k: recommendations wanted.
+    answer: None until it is decoded.
+  """
 
   rows: np.ndarray
   unknown_items: tuple[str, ...]
   shape: tuple[int, int]
   excluded: frozenset[int]
-  answer: Answer | None = None
+  k: int
+  answer: UserRecommendations | None = None
 
 
 class Recommender:
   """A trained model with its catalogue.
 
-  It compiles a program for each history length bucket (and beam width) it meets, and keeps it.
+  It compiles a program per bucket of history lengths and per beam width when it first needs it, and keeps it.
 
   Args:
-    saved: a trained model, from `loading.load_model`.
+    saved: a trained model, from `runs.load_model`.
     items: its catalogue, row = item.
   """
 
   def __init__(self, saved: SavedModel, items: Sequence[Item]):
     self.items = items
     self._config, self._mesh, self._semantic_ids = saved.config, saved.mesh, saved.semantic_ids
+    self._lengths = saved.lengths
     self._graph, self._params = nnx.split(saved.model)
     transitions = build_transitions(saved.semantic_ids.codes)
     self._transitions = jax.device_put(transitions, sharding.replicated(saved.mesh))
-    self._decoders = {}  # beam width -> compiled decoding
+    self._decoders: dict[int, Callable[..., Beams]] = {}  # beam width -> compiled decoding
     devices = saved.mesh.shape["data"]
-    self._batch_size = _round_up(saved.config.eval.batch_size, devices)
-    # A handful of users should not wait for the arithmetic of a full batch: two numbers of rows are compiled.
-    self._few = _round_up(-(-self._batch_size // 16), devices)
+    self._batch_size = sharding.round_up(saved.config.eval.batch_size, devices)
+    # A small batch is compiled besides the full one, so that few users do not wait for many rows of padding.
+    self._small_batch_size = sharding.round_up(sharding.round_up(self._batch_size, 16) // 16, devices)
     self._rows = {item.item_id: row for row, item in enumerate(items)}
     for row, item in enumerate(items):
       if item.asin:
@@ -105,14 +121,14 @@ class Recommender:
     """The best checkpoint of a training run.
 
     Args:
-      workdir: of the run, finished or still going on.
-      overrides: "SECTION.FIELD=VALUE" settings that differ from the run's, within `loading.OVERRIDABLE`, like
+      workdir: of the run, finished or still running.
+      overrides: "SECTION.FIELD=VALUE" settings that differ from the run's, within `runs.overridable`, like
         "data.data_dir=/data" where the dataset has moved, or "eval.beam_width=50".
 
     Raises:
       InputError: there is no such run, or its data is not where its config says.
     """
-    return cls.from_saved(loading.load_model(workdir, overrides))
+    return cls.from_saved(runs.load_model(workdir, overrides))
 
   @classmethod
   def from_saved(cls, saved: SavedModel) -> "Recommender":
@@ -122,26 +138,27 @@ class Recommender:
   def recommend(
     self,
     histories: Iterable[Sequence[str | int]],
-    k: int = 10,
+    k: int = DEFAULT_K,
     *,
     exclude_history: bool = False,
     beam_width: int | None = None,
   ) -> list[list[Recommendation]]:
     """The k most probable next items of each history, best first.
 
-    Items the catalogue does not know are left out, with a warning that counts them; a history without any known item
+    Items that are not in the catalogue are left out, with a warning that counts them; a history without any known item
     gets an empty list.
 
     Args:
       histories: item ids in time order, the most recent one last; an id is the dataset's `item_id` or else its ASIN.
-      k: recommendations a history.
-      exclude_history: leave out what is in the history. Exact: decoding keeps at least k plus the history's number of
-        distinct items as beams (rounded up, so that few programs are compiled), so that k remain; it takes longer.
-      beam_width: beams a user, the run's `eval.beam_width` if not given; never fewer than needed. More find better
-        items and take longer.
+      k: recommendations per history; where it is more than the items of the catalogue, all of them.
+      exclude_history: leave out the items of the history. Exact: decoding keeps at least k plus the history's number of
+        distinct items as beams, so that k remain; it takes longer.
+      beam_width: beams per user, the run's `eval.beam_width` if not given. Where more are needed, it is doubled, so
+        that few programs are compiled; there are never more beams than items. More beams find better items and take
+        longer.
 
     Raises:
-      InputError: k or beam_width is below 1, or a history is no list of ids.
+      InputError: k or beam_width is below 1, or a history is not a list of ids.
     """
     answers = list(self.stream(histories, k, exclude_history=exclude_history, beam_width=beam_width))
     unknown = [item for answer in answers for item in answer.unknown_items]
@@ -157,96 +174,147 @@ class Recommender:
   def stream(
     self,
     histories: Iterable[Sequence[str | int]],
-    k: int = 10,
+    k: int = DEFAULT_K,
     *,
     exclude_history: bool = False,
     beam_width: int | None = None,
-  ) -> Iterator[Answer]:
+  ) -> Iterator[UserRecommendations]:
     """`recommend` for any number of users in constant memory: takes histories as needed, yields answers in their order.
 
-    Args and errors are those of `recommend`; there are no warnings, since each answer tells its unknown items.
+    Args and errors are those of `recommend`; there are no warnings, since each answer holds its unknown items.
     """
     beam_width = self._config.eval.beam_width if beam_width is None else beam_width
     for name, value in (("k", k), ("beam_width", beam_width)):
-      if not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={value!r} makes no sense: give a whole number of at least 1.")
-    queries = (self._query(history, k, beam_width, exclude_history) for history in histories)
-    return self._answers(queries, k)
+      if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}={value!r} cannot be used: give a whole number of at least 1.")
+    k = min(k, len(self.items))
+    return self._answers(self._query(history, k, beam_width, exclude_history) for history in histories)
+
+  def _answers(self, queries: Iterable[_Query]) -> Iterator[UserRecommendations]:
+    queue = _Queue(self._decode, self._answer, self._batch_size)
+    for query in queries:
+      queue.add(query)
+      yield from queue.take_answers()
+    queue.decode_all()
+    yield from queue.take_answers()
 
   def _query(self, history: Sequence[str | int], k: int, beam_width: int, exclude_history: bool) -> _Query:
-    if isinstance(history, str) or not all(isinstance(item, str | int) for item in history):
-      raise InputError(f"{history!r} is no history: expected a list of item ids, the most recent one last.")
-    ids = [str(item) for item in history]
+    try:
+      if isinstance(history, str | bytes | Mapping):
+        raise TypeError
+      ids = [_id(item) for item in history]
+    except (TypeError, ValueError) as error:  # not iterable, or something else in it
+      raise InputError(
+        f"{_shown(history)} is not a history: expected a list of item ids, the most recent one last."
+      ) from error
     rows = np.asarray([self._rows[item] for item in ids if item in self._rows], np.int32)
-    data = self._config.data
-    items = data.bucket_items[np.searchsorted(data.bucket_items, min(len(rows), data.max_items))]
+    max_items = self._config.data.max_items
+    items = self._lengths[np.searchsorted(self._lengths, min(len(rows), max_items))]
     excluded = frozenset(rows.tolist()) if exclude_history else frozenset()
-    width = max(beam_width, k + items) if exclude_history else max(beam_width, k)
-    # The whole history is left out, also what the model no longer reads of it. Doubling keeps the widths few.
-    while width < k + len(excluded):
+    # All items of the history are left out, those before the last `max_items` too.
+    needed = k + max(items, len(excluded)) if exclude_history else k
+    # Doubling from a width that depends neither on k nor on the user keeps the programs few.
+    width = max(beam_width, DEFAULT_K + items) if exclude_history else beam_width
+    while width < needed:
       width *= 2
-    return _Query(rows[-data.max_items :], tuple(i for i in ids if i not in self._rows), (items, width), excluded)
+    width = min(width, len(self.items))
+    unknown = tuple(item for item in ids if item not in self._rows)
+    return _Query(rows[-max_items:], unknown, (items, width), excluded, k)
 
-  def _answers(self, queries: Iterable[_Query], k: int) -> Iterator[Answer]:
-    owed = collections.deque()  # in the order in which they were asked
-    waiting = collections.defaultdict(list)  # shape -> queries for the next batch of that shape
-    decoding = collections.deque()  # one batch is being decoded while the one before it is put into words
-
-    def decode(shape):
-      batch = waiting.pop(shape)
-      decoding.append((self._decode(batch, shape), batch))
-
-    def finish(left: int):
-      while len(decoding) > left:
-        beams, batch = decoding.popleft()
-        self._fill(beams, batch, k)
-
-    for query in queries:
-      owed.append(query)
-      if not len(query.rows):
-        query.answer = Answer([], query.unknown_items)
-      else:
-        waiting[query.shape].append(query)
-        if len(waiting[query.shape]) == self._batch_size:
-          decode(query.shape)
-          finish(left=1)
-      if len(owed) > _WAITING_BATCHES * self._batch_size and owed[0].answer is None:
-        if owed[0] in waiting[owed[0].shape]:  # of a rare shape, whose batch would take for ever to fill
-          decode(owed[0].shape)
-        finish(left=0)
-      while owed and owed[0].answer is not None:
-        yield owed.popleft().answer
-    for shape in [shape for shape, batch in waiting.items() if batch]:
-      decode(shape)
-      finish(left=1)
-    finish(left=0)
-    yield from (query.answer for query in owed)
-
-  def _decode(self, batch: Sequence[_Query], shape: tuple[int, int]) -> Beams:
-    items, width = shape
-    rows = self._few if len(batch) <= self._few else self._batch_size
-    history = np.full((rows, items, self._semantic_ids.depth), -1, np.int32)
-    for place, query in enumerate(batch):
-      history[place, : len(query.rows)] = self._semantic_ids.codes[query.rows]
-    placed = sharding.place_batch({"history": history}, self._mesh)["history"]
+  def _decode(self, batch: Sequence[_Query]) -> Beams:
+    """Starts decoding queries of one shape."""
+    items, width = batch[0].shape
+    size = self._small_batch_size if len(batch) <= self._small_batch_size else self._batch_size
+    rows = np.full((size, items), -1, np.int32)
+    for index, query in enumerate(batch):
+      rows[index, : len(query.rows)] = query.rows
+    history = sharding.place_rows(self._semantic_ids.lookup(rows), self._mesh)
     if width not in self._decoders:
       self._decoders[width] = make_decode(self._mesh, width, renormalize=self._config.eval.renormalize)
-    return self._decoders[width](self._graph, self._params, self._transitions, placed)
+    return self._decoders[width](self._graph, self._params, self._transitions, history)
 
-  def _fill(self, beams: Beams, batch: Sequence[_Query], k: int) -> None:
+  def _answer(self, beams: Beams, batch: Sequence[_Query]) -> None:
+    """Waits for a batch's beams and turns them into its queries' answers."""
     rows = self._semantic_ids.items_of(sharding.local_rows(beams.codes)).tolist()
     scores = sharding.local_rows(beams.log_probs).tolist()
-    for query, query_rows, query_scores in zip(batch, rows, scores, strict=False):
+    for query, query_rows, query_scores in zip(batch, rows, scores, strict=False):  # the last rows may be padding
       found = [
-        Recommendation(item.item_id, item.asin, item.title, score)
-        for item, score in (
-          (self.items[row], score)
-          for row, score in zip(query_rows, query_scores, strict=True)
-          if row >= 0 and row not in query.excluded  # fewer items than beams leave beams that are none
-        )
+        (self.items[row], score)
+        for row, score in zip(query_rows, query_scores, strict=True)
+        if row >= 0 and row not in query.excluded  # -1: the catalogue has fewer items than beams
       ]
-      query.answer = Answer(found[:k], query.unknown_items)
+      best = [Recommendation(item.item_id, item.asin, item.title, score) for item, score in found[: query.k]]
+      query.answer = UserRecommendations(best, query.unknown_items)
 
 
-def _round_up(number: int, multiple: int) -> int:
-  return -(-number // multiple) * multiple
+def _id(item: str | int) -> str:
+  """An item id as text. Raises TypeError or ValueError if it is none."""
+  if not isinstance(item, str | int) or isinstance(item, bool):
+    raise TypeError
+  return str(item)  # ValueError: a number of thousands of digits
+
+
+def _shown(history: Any) -> str:
+  """A few of the values in a history, for people."""
+  try:
+    return reprlib.repr(history)
+  except ValueError:  # a number of thousands of digits
+    return f"A {type(history).__name__} with such numbers"
+
+
+class _Queue:
+  """Decodes queries in batches of one shape and returns their answers in the order of the queries.
+
+  Args:
+    decode: starts decoding a batch.
+    answer: waits for the beams of a batch and sets its queries' answers.
+    batch_size: of a full batch.
+  """
+
+  def __init__(
+    self,
+    decode: Callable[[Sequence[_Query]], Beams],
+    answer: Callable[[Beams, Sequence[_Query]], None],
+    batch_size: int,
+  ):
+    self._decode, self._answer, self._batch_size = decode, answer, batch_size
+    self._in_order: collections.deque[_Query] = collections.deque()  # every query whose answer was not taken yet
+    self._waiting: dict[tuple[int, int], list[_Query]] = {}  # shape -> queries for the next batch of that shape
+    # Batches on the devices; the previous one is converted meanwhile.
+    self._decoding: collections.deque[tuple[Beams, list[_Query]]] = collections.deque()
+
+  def add(self, query: _Query) -> None:
+    """Decodes a batch if this query fills one, or if too many queries wait for the oldest one."""
+    self._in_order.append(query)
+    if not len(query.rows):
+      query.answer = UserRecommendations([], query.unknown_items)
+    else:
+      self._waiting.setdefault(query.shape, []).append(query)
+      if len(self._waiting[query.shape]) == self._batch_size:
+        self._start(query.shape)
+    oldest = self._in_order[0]
+    if len(self._in_order) > _WAITING_BATCHES * self._batch_size and oldest.answer is None:
+      if oldest in self._waiting.get(oldest.shape, []):  # its shape is rare: a full batch may never come
+        self._start(oldest.shape)
+      self._finish(left=0)
+
+  def decode_all(self) -> None:
+    """Answers every query, in batches that are not full where need be."""
+    for shape in list(self._waiting):
+      self._start(shape)
+    self._finish(left=0)
+
+  def take_answers(self) -> Iterator[UserRecommendations]:
+    """The answers that are next in order."""
+    while self._in_order and (answer := self._in_order[0].answer) is not None:
+      self._in_order.popleft()
+      yield answer
+
+  def _start(self, shape: tuple[int, int]) -> None:
+    batch = self._waiting.pop(shape)
+    self._decoding.append((self._decode(batch), batch))
+    self._finish(left=1)
+
+  def _finish(self, left: int) -> None:
+    while len(self._decoding) > left:
+      self._answer(*self._decoding.popleft())

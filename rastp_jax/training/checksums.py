@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rastp_jax.hashing import lowbias32
+from rastp_jax.runtime.hashing import lowbias32
 
 
 def take(tree: Any) -> dict[str, int]:
   """A 32-bit checksum of every array, by its path.
 
   It is the sum (modulo 2^32) of a mix of each element's bits with a mix of its index: any change of one element changes
-  it, any other change does but for one case in 4 billion.
+  it, any other change does except in one case of 4 billion.
 
   Args:
     tree: nested dict of arrays of 32-bit elements, all on one mesh.
@@ -29,8 +29,10 @@ def take(tree: Any) -> dict[str, int]:
 
 
 def verify(tree: Any, saved: Mapping[str, int] | None) -> None:
-  """Raises ValueError if restored arrays are not those whose checksums were saved (version 0.1.0 saved none)."""
-  for path, value in take(tree).items() if saved is not None else ():
+  """Raises ValueError if restored arrays are not those whose checksums were saved; None: none were."""
+  if saved is None:
+    return
+  for path, value in take(tree).items():
     if saved.get(path) != value:
       raise ValueError(f"the values of {path} are not those that were saved")
 

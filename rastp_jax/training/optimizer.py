@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules, from `TrainConfig` to Optax.
 
 Two words are kept apart everywhere in training/: a *step* is one batch, an *update* is one change of the parameters.
-They are the same unless `train.accumulate` = k > 1, where the gradients of k batches are averaged into one update.
+They are the same unless `train.grad_accumulation_steps` = k > 1: then the gradients of k batches are averaged into one
+update.
 """
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from rastp_jax.config import TrainConfig
 from rastp_jax.errors import InputError
 
-# Parameters that AdamW leaves undecayed, by a word in their path. Norms, biases and lone vectors (BOS, separator) by
+# Parameters that AdamW leaves undecayed, by a word in their path. Norms, biases and single vectors (BOS, separator) by
 # common practice. Embedding tables too (as in minGPT, unlike nanoGPT): a row whose code is rare would otherwise shrink
 # at every update in which it does not even occur. The relative-position "bias" is such a table.
 _UNDECAYED = ("bias", "norm", "embed", "separator", "bos")
@@ -31,10 +32,12 @@ def make_schedule(train: TrainConfig, total_updates: int | None, warmup_updates:
   if train.schedule == "cosine" and total_updates is None:
     raise ValueError("the cosine schedule needs total_updates")
 
+  falling = max(1, (total_updates or 0) - warmup_updates)
+
   def learning_rate(update):
     rate = jnp.minimum(1.0, (update + 1) / max(1, warmup_updates))
     if train.schedule == "cosine":
-      share = (update - warmup_updates) / max(1, total_updates - warmup_updates)
+      share = (update - warmup_updates) / falling
       rate = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(share, 0.0, 1.0)))
     return train.learning_rate * rate
 
@@ -72,31 +75,31 @@ def make_optimizer(
   elif train.weight_decay:
     raise InputError(
       f"config.train.weight_decay={train.weight_decay:g} has no effect with train.optimizer='adam': set it to 0, or "
-      "use "
-      "'adamw' (decoupled decay) or 'adam_l2' (L2 in the gradient)."
+      "use 'adamw' (decoupled decay) or 'adam_l2' (L2 in the gradient)."
     )
   else:
     rule = optax.adam(schedule, eps=1e-8)
   if train.clip_norm:
     rule = optax.chain(_clip_by_global_norm(train.clip_norm), rule)
-  if train.accumulate > 1:
-    steps = optax.MultiSteps(rule, train.accumulate)
-    rule = optax.GradientTransformation(steps.init, steps.update)  # takes no norm: a step's is not the average's
+  if train.grad_accumulation_steps > 1:
+    steps = optax.MultiSteps(rule, train.grad_accumulation_steps)
+    # Takes no norm: a step's is not the average's.
+    rule = optax.GradientTransformation(steps.init, steps.update)  # pyright: ignore[reportArgumentType]
   return optax.with_extra_args_support(rule)
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
   """`optax.clip_by_global_norm` with two passes over the gradient less: the norm can be given, and scaling fuses."""
 
-  def update(gradient, state, params=None, *, norm=None, **_):
-    scale = jnp.minimum(1.0, limit / (optax.tree.norm(gradient) if norm is None else norm))
-    return jax.tree.map(lambda x: x * scale, gradient), state
+  def update(updates, state, params=None, *, norm=None, **_):
+    scale = jnp.minimum(1.0, limit / (optax.tree.norm(updates) if norm is None else norm))
+    return jax.tree.map(lambda x: x * scale, updates), state
 
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def decay_mask(params):
-  """True at the parameters AdamW decays: weight matrices, but no norm, bias, vector or embedding table."""
+  """True at the parameters AdamW decays: weight matrices, but not norms, biases, vectors or embedding tables."""
 
   def decays(path, value):
     words = jax.tree_util.keystr(path).lower()

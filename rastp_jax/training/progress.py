@@ -1,12 +1,9 @@
-"""What a run tells the outside world: the progress line, metrics.jsonl, TensorBoard, and the clock behind the rates.
+"""What a run reports: the progress line, metrics.jsonl, TensorBoard, and the clock behind the rates.
 
 The only file of training/ that prints or logs. Everything is written by the first process alone.
 """
 
 import contextlib
-import glob
-import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -15,39 +12,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from rastp_jax import files
-from rastp_jax.training.board import Board
-from rastp_jax.training.plan import CRITERION, Plan, Standing
-
-ACCELERATORS = (
-  # device file, what it is, the documented installation
-  ("/dev/nvidia0", "an NVIDIA GPU", 'pip install -U "jax[cuda13]"'),
-  ("/dev/accel[0-9]*", "a TPU", 'pip install -U "jax[tpu]"'),
-  ("/dev/vfio/[0-9]*", "a TPU", 'pip install -U "jax[tpu]"'),
-)
+from rastp_jax.runtime import files
+from rastp_jax.training.plan import CRITERION, SavedProgress, TrainPlan
+from rastp_jax.training.tensorboard import EventWriter
 
 
-def say(text: str) -> None:
-  """Prints a line for people, once however many processes there are."""
+def print_once(text: str) -> None:
+  """Prints a line for people, in the first process only."""
   if jax.process_index() == 0:
     print(text, flush=True)
-
-
-def describe_devices(mesh: Mesh) -> str:
-  """What JAX computes on, with a warning if an accelerator of this machine lies idle."""
-  devices = jax.devices()
-  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-  text = (
-    f"Training on {len(devices)} x {devices[0].device_kind} ({devices[0].platform}"
-    f"{f'; {axes}' if axes else ''}), JAX {jax.__version__}."
-  )
-  if devices[0].platform == "cpu":
-    for pattern, name, command in ACCELERATORS:
-      if glob.glob(pattern):
-        return text + f"\nWARNING: this machine has {name}, but the installed JAX only uses the CPU: run {command}"
-  return text
 
 
 class Clock:
@@ -74,47 +48,42 @@ class Clock:
 class Progress:
   """Reports one log interval after the other.
 
-  A thread waits for the device to finish an interval and looks at the clock then, so that the loop itself goes on: it
+  A thread waits for the device to finish an interval and reads the clock then, so that the loop itself goes on: it
   waits only if it is a whole interval ahead.
   """
 
   def __init__(
     self,
-    workdir: str | os.PathLike,
-    plan: Plan,
+    log: pathlib.Path,
+    tensorboard: pathlib.Path,
+    plan: TrainPlan,
     clock: Clock,
-    standing: Standing,
+    saved: SavedProgress,
     *,
-    step: int,
-    samples: float,
-    logged_seconds: float,
     learning_rate: Callable[[int], float],
   ):
-    """Opens the logs, dropping what an interrupted run logged after `step`, where this one goes on.
+    """Opens the logs, dropping what an interrupted run logged after the checkpoint where this one goes on.
 
     Args:
-      workdir: metrics.jsonl and tensorboard/ are in here.
+      log: takes one JSON object per interval.
+      tensorboard: directory of the event files.
       plan: the run's length.
       clock: the run's training time.
-      standing: the best validation so far, kept up to date by the caller.
-      step: steps done so far.
-      samples: samples logged so far.
-      logged_seconds: the run's training time when its last log interval ended.
+      saved: where the run goes on; the caller keeps its `best` up to date.
       learning_rate: the rate that a step used, by the step's number from 1.
     """
-    self._plan, self._clock, self._standing, self._learning_rate = plan, clock, standing, learning_rate
-    self._first_step, self._first_seconds = step, clock.seconds
-    self.samples, self.logged_seconds = samples, logged_seconds
+    self._plan, self._clock, self._best, self._learning_rate = plan, clock, saved.best, learning_rate
+    self._first_step, self._first_seconds = saved.step, clock.seconds
+    self.samples, self.logged_seconds = saved.samples, saved.logged_seconds
     self.skipped = {"in_a_row": 0, "last": 0}  # of TrainState, as of the last interval reported
     self._waiting: tuple[int, futures.Future] | None = None
     self._reader = futures.ThreadPoolExecutor(max_workers=1)
     self._validation = ""
     self._writes = jax.process_index() == 0
     if self._writes:
-      path = pathlib.Path(workdir) / "metrics.jsonl"
-      _drop_lines_after(path, step)
-      self._lines = path.open("a", buffering=1)
-      self._board = Board(pathlib.Path(workdir) / "tensorboard", step)
+      _drop_lines_after(log, saved.step)
+      self._lines = log.open("a", buffering=1)
+      self._events = EventWriter(tensorboard, saved.step)
 
   def poll(self) -> None:
     """Reports the last closed interval if the device is through with it."""
@@ -132,43 +101,59 @@ class Progress:
     self._waiting = (step, self._reader.submit(self._read, (dict(sums), dict(skipped))))
 
   def flush(self, validation: Mapping[str, float] | None = None, kept: np.ndarray | None = None) -> None:
-    """Reports the last closed interval now, waiting for the device if need be.
+    """Reports the last closed interval now, waiting for the device if necessary.
 
     Args:
-      validation: figures of an evaluation at its end, to go on the same line.
-      kept: places of tokens that survived pruning then, counted back from the newest.
+      validation: metrics of an evaluation at its end, to go on the same line.
+      kept: positions of tokens that survived the reduction then, counted back from the newest.
     """
     if self._waiting is None:
       return
     step, reading = self._waiting
     (sums, skipped), seconds = reading.result()
     self._waiting, self.skipped = None, {name: int(value) for name, value in skipped.items()}
-    steps, samples, norms, bad = (sums.pop(name) for name in ("steps", "samples", "grad_norm", "skipped"))
+    line = self._line_of(step, sums, seconds, validation or {})
+    self.samples, self.logged_seconds = self.samples + sums["samples"], seconds
+    if self._writes:
+      self._write_json(line)
+      self._write_tensorboard(line, kept)
+    self._print(line)
+
+  def _line_of(
+    self, step: int, sums: Mapping[str, float], seconds: float, validation: Mapping[str, float]
+  ) -> dict[str, Any]:
+    """The log line of an interval that ended with `step`, when `seconds` of training had passed."""
+    steps, samples, skipped = sums["steps"], sums["samples"], sums["skipped"]
+    means = {name: value for name, value in sums.items() if name not in ("steps", "samples", "grad_norm", "skipped")}
     line = {"step": step, "epoch": round(step / self._plan.steps_per_epoch, 4)}
-    line |= {name: value / samples if samples else None for name, value in sums.items()}
+    line |= {name: value / samples if samples else None for name, value in means.items()}
     line |= {
       "samples_per_second": round(samples / max(seconds - self.logged_seconds, 1e-9), 2),
-      "learning_rate": float(self._learning_rate(step)),
-      "grad_norm": norms / steps if steps else None,
+      "learning_rate": self._learning_rate(step),
+      "grad_norm": sums["grad_norm"] / steps if steps else None,
       "seconds": round(seconds, 3),
     }
-    line |= {"skipped_steps": int(bad)} if bad else {}
-    line |= {f"validation/{name}": value for name, value in (validation or {}).items()}
-    self.samples, self.logged_seconds = self.samples + samples, seconds
-    if validation:
-      self._validation = f" | validation {CRITERION} {validation[CRITERION]:.4f}"
-    if self._writes:
-      self._lines.write(json.dumps(line) + "\n")
-      scalars = {name: value for name, value in line.items() if name != "step" and value is not None}
-      self._board.write(
-        step,
-        {name if "/" in name else f"train/{name}": value for name, value in scalars.items()},
-        {} if kept is None else {"pruning/kept_places_from_the_newest": kept},
-      )
-    say(self._line(line))
-    if bad:
-      say(
-        f"WARNING: {bad:.0f} steps up to step {self.skipped['last']:,} had a NaN or infinite loss or gradient and were "
+    line |= {"skipped_steps": int(skipped)} if skipped else {}
+    return line | {f"validation/{name}": value for name, value in validation.items()}
+
+  def _write_json(self, line: Mapping[str, Any]) -> None:
+    self._lines.write(files.to_json(line) + "\n")
+
+  def _write_tensorboard(self, line: Mapping[str, Any], kept: np.ndarray | None) -> None:
+    scalars = {name: value for name, value in line.items() if name != "step" and value is not None}
+    self._events.write(
+      line["step"],
+      {name if "/" in name else f"train/{name}": value for name, value in scalars.items()},
+      {} if kept is None else {"reduction/kept_positions_from_the_newest": kept},
+    )
+
+  def _print(self, line: Mapping[str, Any]) -> None:
+    if (value := line.get(f"validation/{CRITERION}")) is not None:
+      self._validation = f" | validation {CRITERION} {value:.4f}"
+    print_once(self._text(line))
+    if bad := line.get("skipped_steps"):
+      print_once(
+        f"WARNING: {bad} steps up to step {self.skipped['last']:,} had a NaN or infinite loss or gradient and were "
         "skipped."
       )
 
@@ -178,13 +163,14 @@ class Progress:
     self._reader.shutdown()
     if self._writes:
       self._lines.close()
-      self._board.close()
+      self._events.close()
 
   def _read(self, scalars: Any) -> tuple[Any, float]:
     """The scalars as floats, and the time at which the device had them."""
     return jax.tree.map(float, jax.device_get(scalars)), self._clock.seconds
 
-  def _line(self, line: Mapping[str, float]) -> str:
+  def _text(self, line: Mapping[str, Any]) -> str:
+    """The line for people."""
     step, seconds = line["step"], line["seconds"]
     if self._plan.total_steps is not None:
       done, length = step / self._plan.total_steps, f"/{self._plan.total_steps:,}"
@@ -195,8 +181,8 @@ class Progress:
       left = max(self._plan.total_seconds - seconds, 0.0)
     loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
     best = ""
-    if self._standing.best is not None:
-      best = f" (best {self._standing.best:.4f} at step {self._standing.best_step:,})"
+    if self._best.best is not None:
+      best = f" (best {self._best.best:.4f} at step {self._best.best_step:,})"
     return (
       f"step {step:,}{length} {done:4.0%} | epoch {line['epoch']:.2f} | loss {loss} | "
       f"{line['samples_per_second']:,.0f} samples/s | {duration_text(left)} left{self._validation}{best}"
@@ -219,8 +205,8 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
   kept = []
   for line in path.read_text(errors="replace").splitlines():
     try:
-      if json.loads(line)["step"] <= step:
+      if files.parse_json(line)["step"] <= step:
         kept.append(line + "\n")
     except (ValueError, KeyError, TypeError):
       continue
-  files.write_whole(path, "".join(kept))
+  files.write_atomic(path, "".join(kept))

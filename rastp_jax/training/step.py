@@ -1,7 +1,7 @@
 """The compiled training step, and the state it changes."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,10 +10,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from rastp_jax import sharding
 from rastp_jax.config import Config
-from rastp_jax.model import encoder_decoder
-from rastp_jax.model.encoder_decoder import EncoderDecoder
+from rastp_jax.model.factory import make_model
+from rastp_jax.model.interface import GenerativeModel
+from rastp_jax.runtime import sharding
 
 # The model hashes its dropout masks from a few words of the step's key, so only the reproducibility of these counts,
 # and threefry gives the same ones on every backend and number of devices.
@@ -44,7 +44,9 @@ class TrainState:
   skipped: dict[str, jax.Array]
 
 
-def make_state(params: Any, optimizer: optax.GradientTransformation, seed: int, loss_parts: list[str]) -> TrainState:
+def make_state(
+  params: Any, optimizer: optax.GradientTransformation, seed: int, loss_parts: Sequence[str]
+) -> TrainState:
   """The state before the first step."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -56,7 +58,7 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, seed: int, 
   )
 
 
-def zero_sums(loss_parts: list[str]) -> dict[str, jax.Array]:
+def zero_sums(loss_parts: Sequence[str]) -> dict[str, jax.Array]:
   return {
     name: jnp.zeros((), jnp.float32) for name in ("samples", "steps", "skipped", "grad_norm", "loss", *loss_parts)
   }
@@ -65,16 +67,16 @@ def zero_sums(loss_parts: list[str]) -> dict[str, jax.Array]:
 def make_train_step(
   graph: nnx.GraphDef, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
-  """The compiled program: (state, stacked batches (steps, rows, ...)) -> state after so many steps.
+  """The compiled program: (state, stacked batches (steps, rows, ...)) -> the state after these steps.
 
-  It consumes the state it is given, and compiles once a batch shape.
+  It consumes the state it is given, and compiles once per batch shape.
   """
 
   def one_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, None]:
     def loss_of(params):
       model = nnx.merge(graph, sharding.gather(params, mesh))
       key = jax.random.fold_in(state.key, state.step)
-      return encoder_decoder.loss(model, batch["history"], batch["target"], batch["weight"], key=key)
+      return model.loss(batch, key=key)
 
     (loss, parts), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     gradient = jax.lax.with_sharding_constraint(gradient, sharding.placements(gradient, mesh))
@@ -121,9 +123,14 @@ def from_saved(saved: Mapping[str, Any]) -> TrainState:
   return TrainState(params=saved["params"], **rest)
 
 
+def fresh_params(config: Config, widths: tuple[int, ...]) -> Any:
+  """The parameters that the config's seed gives, as a nested dict."""
+  return nnx.to_pure_dict(nnx.state(_fresh_model(config, widths), nnx.Param))
+
+
 def abstract_model(config: Config, widths: tuple[int, ...], mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
   """The model without its numbers: (graph, parameters as `jax.ShapeDtypeStruct`s placed on the mesh)."""
-  graph, params = nnx.split(nnx.eval_shape(lambda: fresh_model(config, widths)), nnx.Param)
+  graph, params = nnx.split(nnx.eval_shape(lambda: _fresh_model(config, widths)), nnx.Param)
   return graph, placed(nnx.to_pure_dict(params), mesh)
 
 
@@ -136,14 +143,5 @@ def placed(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def fresh_model(config: Config, widths: tuple[int, ...]) -> EncoderDecoder:
-  return EncoderDecoder(config.model, config.pruning, widths, rngs=nnx.Rngs(config.train.seed))
-
-
-def loss_parts(graph: nnx.GraphDef, params: Any, batch: Mapping[str, Any]) -> list[str]:
-  """Names of what the loss reports beside itself."""
-
-  def parts(params, batch):
-    return encoder_decoder.loss(nnx.merge(graph, params), batch["history"], batch["target"], batch["weight"])[1]
-
-  return sorted(jax.eval_shape(parts, params, batch))
+def _fresh_model(config: Config, widths: tuple[int, ...]) -> GenerativeModel:
+  return make_model(config, widths, rngs=nnx.Rngs(config.train.seed))

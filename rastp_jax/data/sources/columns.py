@@ -1,0 +1,114 @@
+"""Which columns of a file are meant: the named ones, or well-known names where nothing was named."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rastp_jax.config import DataConfig
+from rastp_jax.data.sources.tables import Table
+from rastp_jax.errors import InputError
+
+# Names under which published files have these columns; used only where a setting has its default.
+_KNOWN_AS = {
+  "user_column": (
+    "user_id",
+    "userId",
+    "user_idx",
+    "uid",
+    "reviewerID",
+    "visitorid",
+    "session",
+    "session_id",
+    "SessionId",
+  ),
+  "item_column": (
+    "item_id",
+    "itemId",
+    "itemid",
+    "iid",
+    "product_id",
+    "parent_asin",
+    "asin",
+    "movieId",
+    "movie_id",
+    "aid",
+    "ItemId",
+  ),
+  "time_column": ("time", "ts", "event_time", "datetime", "date", "unixReviewTime", "unix_time", "Time"),
+}
+_DEFAULTS = DataConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """The columns of an interactions file; `time` is "" where there is none, and the order of the file counts."""
+
+  user: str
+  item: str
+  time: str
+  notes: tuple[str, ...] = ()
+
+
+def fits(header: Sequence[str], config: DataConfig, roles: Sequence[str] = tuple(_KNOWN_AS)) -> int:
+  """How many of the columns that are looked for a header has."""
+  return sum(_find(header, config, role) is not None for role in roles)
+
+
+def interaction_columns(table: Table, config: DataConfig) -> Columns:
+  """The columns of an interactions file.
+
+  Raises:
+    InputError: some are missing; the sentence names all of them, and what may be wrong with the file.
+  """
+  roles = [role for role in _KNOWN_AS if getattr(config, role)]
+  found = _all(table, config, roles, "data.columns")
+  notes = [
+    f"column {name!r} is taken as {role.split('_')[0]}" for role, name in found.items() if _guessed(config, role, name)
+  ]
+  return Columns(found["user_column"], found["item_column"], found.get("time_column", ""), tuple(notes))
+
+
+def item_id_column(table: Table, config: DataConfig, interactions: Columns) -> str:
+  """The column with the ids of an items file: the named one, or the one that is called as in the interactions file."""
+  if config.item_column not in table.columns and interactions.item in table.columns:
+    return interactions.item
+  return _all(table, config, ["item_column"], "data.item_file_columns")["item_column"]
+
+
+def _all(table: Table, config: DataConfig, roles: Sequence[str], headers: str) -> dict[str, str]:
+  found = {role: _find(table.columns, config, role) for role in roles}
+  missing = [role for role, name in found.items() if name is None]
+  if not missing:
+    return {role: name for role, name in found.items() if name is not None}
+  if table.headerless:
+    raise InputError(
+      f"{table.path} has no line of column names: its first line is {table.first_line[:100]!r}; name its columns in "
+      f"order with config.{headers}, like --config.{headers}=\"('user', 'item', 'timestamp')\"."
+    )
+  names = " and ".join(repr(getattr(config, role)) for role in missing)
+  hint = (
+    "set " + " and ".join(f"config.data.{role}" for role in missing) + " to the right one" + "s" * (len(missing) > 1)
+  )
+  if missing == ["time_column"]:
+    hint += ", or to '' if the rows are in time order"
+  if table.separator and len(missing) == len(roles) and len(table.columns) > 1:
+    hint += f", or, if these are values of a row, name the columns in order with config.{headers}"
+  if len(table.columns) == 1 and table.separator:
+    hint += (
+      ", or, if this is one line of several columns, config.data.separator to what separates them (it was read as "
+      "separated by commas)"
+    )
+  shown = ", ".join(name if name == name.strip() else repr(name) for name in table.columns)
+  what = "column" if len(missing) == 1 else "columns"
+  raise InputError(f"{table.path} has no {what} {names}: its columns are {shown}; {hint}.")
+
+
+def _find(header: Sequence[str], config: DataConfig, role: str) -> str | None:
+  name = getattr(config, role)
+  if not name or name in header:
+    return name
+  known = _KNOWN_AS[role] if name == getattr(_DEFAULTS, role) else ()
+  return next((other for other in known if other in header), None)
+
+
+def _guessed(config: DataConfig, role: str, name: str) -> bool:
+  return name != getattr(config, role)

@@ -1,0 +1,53 @@
+"""Ids of users and items: numbered while they are read, and cleaned of what the way they were written adds."""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_WHOLE = re.compile(r"(-?\d+)\.0+")
+_WHOLE_OR_INTEGER = r"^\s*-?\d+(\.0+)?\s*$"
+
+
+def cleaned(name: str) -> str:
+  """One id without blanks around it, and a whole number without its ".0"."""
+  name = name.strip()
+  whole = _WHOLE.fullmatch(name)
+  return whole[1] if whole else name
+
+
+class Numbers:
+  """Numbers ids from 0 in the order of first appearance."""
+
+  def __init__(self):
+    self.ids = pa.array([], pa.large_string())
+
+  def of(self, column: pa.Array) -> np.ndarray:
+    """int32 numbers of a column's ids, new ones appended."""
+    encoded = column.dictionary_encode()
+    known = pc.index_in(encoded.dictionary, value_set=self.ids)
+    new = pc.is_null(known)
+    numbers = known.fill_null(0).to_numpy(zero_copy_only=False)
+    is_new = new.to_numpy(zero_copy_only=False)
+    numbers = np.where(is_new, len(self.ids) + np.cumsum(is_new) - 1, numbers).astype(np.int32)
+    self.ids = pa.concat_arrays([self.ids, encoded.dictionary.filter(new)])
+    return numbers[encoded.indices.to_numpy()]
+
+  def clean(self) -> np.ndarray | None:
+    """Takes blanks from around ids and, if all are whole numbers, ".0" from their ends.
+
+    Returns:
+      What each number becomes, int32; None where nothing changes.
+    """
+    ids = pc.utf8_trim_whitespace(self.ids)
+    if (
+      pc.any(pc.match_substring(ids, ".0")).as_py() and pc.all(pc.match_substring_regex(ids, _WHOLE_OR_INTEGER)).as_py()
+    ):
+      ids = pc.replace_substring_regex(ids, r"\.0+$", "")
+    if ids.equals(self.ids):
+      return None
+    merged = Numbers()
+    becomes = merged.of(ids)
+    self.ids = merged.ids
+    return becomes

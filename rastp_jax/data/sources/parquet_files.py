@@ -1,0 +1,74 @@
+"""Parquet files, in bounded memory."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from rastp_jax.data.sources import raw_files
+from rastp_jax.data.sources.json_files import unnested
+from rastp_jax.errors import InputError
+
+_ROWS = 1 << 20  # rows read at a time
+
+
+class ParquetFile:
+  """One Parquet file; a column of lists of objects counts as events inside, like in `JsonFile`.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+
+  headerless = False
+  separator = ""
+  first_line = ""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    self.notes: list[str] = []
+    self.schema = self._open().schema_arrow
+    self.nested = next((field.name for field in self.schema if _holds_events(field.type)), None)
+    self.columns = list(self.schema.names)
+    if self.nested:
+      self.columns += [field.name for field in self.schema.field(self.nested).type.value_type]
+    self.first: dict[str, Any] = {}
+
+  def type_of(self, name: str) -> pa.DataType:
+    if name in self.schema.names:
+      return self.schema.field(name).type
+    return next(field.type for field in self.schema.field(self.nested).type.value_type if field.name == name)
+
+  def batches(self, types: dict[str, pa.DataType] | None, time: str = "") -> Iterator[tuple[int, pa.Table]]:
+    """Yields (number of the first row, columns as they are)."""
+    del time
+    file, row = self._open(), 1
+    names = None if types is None else list(types)
+    nested = self.nested if names and any(name not in self.schema.names for name in names) else None
+    asked = names if not nested else [name for name in names or () if name in self.schema.names] + [nested]
+    with raw_files.progress_bar(file.metadata.num_rows, f"Reading {self.path.name}", " rows") as bar:
+      try:
+        for batch in file.iter_batches(_ROWS, columns=asked):
+          table = pa.Table.from_batches([batch])
+          yield row, unnested(table, nested, names or []) if nested else table
+          row += batch.num_rows
+          bar.update(batch.num_rows)
+      except (pa.ArrowException, OSError) as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"{self.path} cannot be read ({what}): write the file again.") from None
+
+  def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (row number, values by column)."""
+    for first, table in self.batches(None):
+      yield from enumerate(table.to_pylist(), start=first)
+
+  def _open(self) -> pa.parquet.ParquetFile:
+    try:
+      return pa.parquet.ParquetFile(self.path)
+    except (pa.ArrowException, OSError) as error:
+      raise InputError(f"{self.path} is not a readable Parquet file ({error}): write or copy it again.") from None
+
+
+def _holds_events(kind: pa.DataType) -> bool:
+  return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type)

@@ -1,0 +1,241 @@
+"""Text files of raw rows: streamed, unzipped while they are read, with line numbers."""
+
+import array
+import contextlib
+import gzip
+import hashlib
+import os
+import pathlib
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import tqdm
+
+from rastp_jax.errors import InputError
+
+_BLOCK = 1 << 20  # bytes
+_BOM = b"\xef\xbb\xbf"  # some programs write it at the start of UTF-8 text
+_TORN = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def find(root: pathlib.Path, *names: str) -> list[pathlib.Path]:
+  """The files of these names that a directory holds, plain or with .gz at the end."""
+  return [path for name in names for path in (root / name, root / f"{name}.gz") if path.is_file()]
+
+
+def tables(root: pathlib.Path, stem: str, suffixes: Sequence[str]) -> list[list[pathlib.Path]]:
+  """The tables called `stem` that a directory holds, each as its files in order.
+
+  A table is one file (stem.csv), several files (stem-00000-of-00002.parquet, stem_1.csv, …), or a folder of files
+  (stem or stem.parquet, as Spark and Dask write it; also with folders in it).
+  """
+  groups: dict[str, list[pathlib.Path]] = {}
+  part = re.compile(re.escape(stem) + r"[-_.]?(part|chunk|shard)?[-_.]?\d+([-_.]\w+)*")
+  for path in sorted(root.iterdir(), key=_natural):
+    suffix = next((one for one in suffixes if path.name.removesuffix(".gz").endswith(one)), None)
+    name = path.name.removesuffix(".gz").removesuffix(suffix or "")
+    if path.is_dir() and name == stem:
+      inside = [
+        file
+        for file in sorted(path.rglob("*"), key=_natural)
+        if file.is_file() and file.name.removesuffix(".gz").endswith(tuple(suffixes)) and file.name[0] not in "._"
+      ]
+      if inside:
+        groups[path.name] = inside
+    elif path.is_file() and suffix and name == stem:
+      groups[path.name] = [path]
+    elif path.is_file() and suffix and part.fullmatch(name):
+      groups.setdefault(f"{stem}*{suffix}", []).append(path)
+  return list(groups.values())
+
+
+def _natural(path: pathlib.Path) -> list[Any]:
+  """Orders part-2 before part-10."""
+  return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", str(path))]
+
+
+def encoding_of(head: bytes, path: pathlib.Path) -> str:
+  """utf-8, or latin-1 for the MovieLens files that are known to be in it."""
+  if path.name.removesuffix(".gz") not in ("u.item", "u.user", "movies.dat"):
+    return "utf-8"
+  try:
+    head[: head.rfind(b"\n") + 1].decode()
+  except UnicodeDecodeError:
+    return "latin-1"
+  return "utf-8"
+
+
+@contextlib.contextmanager
+def native(path: pathlib.Path) -> Iterator[tuple[pa.NativeFile, Callable[[], Any]]]:
+  """The file, unzipped and opened by Arrow, and a function that updates the progress bar.
+
+  Arrow reads ahead in threads of its own: one that still has a Python file open when Python ends would abort it.
+
+  Raises:
+    InputError: the file is damaged or cannot be read.
+  """
+  try:
+    with (
+      progress_bar(path.stat().st_size, f"Reading {path.name}", "B") as bar,
+      pa.OSFile(str(path)) as raw,
+      pa.CompressedInputStream(raw, "gzip") if path.suffix == ".gz" else contextlib.nullcontext(raw) as file,
+    ):
+      yield file, lambda: bar.update(raw.tell() - bar.n)
+  except OSError as error:
+    raise InputError(f"{path} is damaged or cut short ({error}): copy it again.") from error
+
+
+def native_copy(text: bytes) -> pa.Buffer:
+  """The bytes in memory of Arrow's own, which its threads may read for as long as they like."""
+  copy = pa.BufferOutputStream()
+  copy.write(text)
+  return copy.getvalue()
+
+
+@contextlib.contextmanager
+def unpacked(path: pathlib.Path, doing: str) -> Iterator[BinaryIO]:
+  """Opens a file for reading, unzipped if its name ends in .gz, with a progress bar over its bytes on a terminal.
+
+  Args:
+    path: the file.
+    doing: what the bar says, like "Reading".
+
+  Raises:
+    InputError: the file cannot be opened, or (on reading) turns out to be damaged.
+  """
+  try:
+    with _Watched(path, doing) as raw, gzip.open(raw) if path.suffix == ".gz" else contextlib.nullcontext(raw) as file:
+      yield file
+  except _TORN as error:
+    raise InputError(f"{path} is damaged or cut short ({error}): copy it again.") from error
+  except OSError as error:
+    raise InputError(f"{path} cannot be read ({error}): check that the file is there and may be read.") from error
+
+
+def lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """Yields (line number from 1, line without its end) of a text file.
+
+  Raises:
+    InputError: the file is damaged, or a line is not UTF-8 text.
+  """
+  with unpacked(path, "Reading") as file:
+    # Split as bytes: str.splitlines would also split at characters that may be part of a title.
+    for number, line in enumerate(file, start=1):
+      try:
+        yield number, (line.removeprefix(_BOM) if number == 1 else line).removesuffix(b"\n").decode()
+      except UnicodeDecodeError as error:
+        raise InputError(f"{path} line {number} is not UTF-8 text ({error.reason}): copy the file again.") from None
+
+
+def digest(path: pathlib.Path) -> bytes:
+  """sha256 of a file's unpacked contents."""
+  sha256 = hashlib.sha256()
+  with unpacked(path, "Checking") as file:
+    while block := file.read(_BLOCK):
+      sha256.update(block)
+  return sha256.digest()
+
+
+def progress_bar(total: int | None, doing: str, unit: str) -> tqdm.tqdm:
+  """A progress bar on stderr if that is a terminal; silent otherwise, so that logs stay short."""
+  return tqdm.tqdm(
+    total=total,
+    desc=doing,
+    unit=unit,
+    unit_scale=True,
+    leave=False,
+    mininterval=0.5,
+    file=sys.stderr,
+    disable=None,  # unless on a terminal
+  )
+
+
+def flatten(histories: Iterable[Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
+  """Lays users' item rows end to end: items int32 (interactions,), offsets int64 (users + 1,)."""
+  items, offsets = array.array("i"), array.array("q", [0])
+  for rows in histories:
+    items.extend(rows)
+    offsets.append(len(items))
+  return np.frombuffer(items, np.int32) if items else np.zeros(0, np.int32), np.frombuffer(offsets, np.int64)
+
+
+def text_fields(row: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
+  """Text columns of an item, empty where not known.
+
+  Raises:
+    TypeError: one is not text.
+  """
+  texts = {name: row.get(name) or "" for name in names}
+  for name, text in texts.items():
+    if not isinstance(text, str):
+      raise TypeError(f"{name} is {text!r}")
+  return texts
+
+
+def category_paths(paths: Iterable[Iterable[str]] | None) -> tuple[str, ...]:
+  """[["Beauty", "Nails"]] -> ("Beauty > Nails",).
+
+  Raises:
+    TypeError: not a list of lists of text.
+  """
+  paths = paths or ()
+  if not all(isinstance(path, (list, tuple)) for path in paths):
+    raise TypeError(f"categories is {paths!r}, which is not a list of paths")
+  return tuple(" > ".join(path) for path in paths)
+
+
+def any_categories(value: Any) -> tuple[str, ...]:
+  """Category paths of text, of a list of names from general to special, or of a list of such lists.
+
+  Raises:
+    TypeError: it is none of these.
+  """
+  if isinstance(value, str):
+    return (value,) if value.strip() else ()
+  if value and all(isinstance(name, str) for name in value):
+    return (" > ".join(value),)
+  return category_paths(value)
+
+
+def as_text(value: Any) -> str:
+  """Any value of a column as text for embeddings: lists joined by blanks, numbers without a needless ".0"."""
+  if value is None:
+    return ""
+  if isinstance(value, (list, tuple, np.ndarray)):
+    return " ".join(filter(None, map(as_text, value)))
+  if isinstance(value, float):
+    return "" if value != value else f"{value:.10g}"
+  return value.strip() if isinstance(value, str) else str(value)
+
+
+class _Watched:
+  """A binary file that advances a progress bar as it is read."""
+
+  def __init__(self, path: pathlib.Path, doing: str):
+    self._file = open(path, "rb")  # noqa: SIM115 (closed in __exit__)
+    self._bar = progress_bar(os.fstat(self._file.fileno()).st_size, f"{doing} {path.name}", "B")
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._bar.close()
+    self._file.close()
+
+  def __getattr__(self, name):
+    return getattr(self._file, name)
+
+  def __iter__(self):
+    for line in self._file:
+      self._bar.update(len(line))
+      yield line
+
+  def read(self, size: int = -1) -> bytes:
+    block = self._file.read(size)
+    self._bar.update(len(block))
+    return block

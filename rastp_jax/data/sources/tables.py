@@ -1,0 +1,179 @@
+"""CSV, JSONL and Parquet files, one or several, as batches of columns in bounded memory."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rastp_jax.data.sources import times
+from rastp_jax.data.sources.csv_files import CsvFile
+from rastp_jax.data.sources.json_files import JsonFile
+from rastp_jax.data.sources.parquet_files import ParquetFile
+from rastp_jax.errors import InputError
+
+CSV = (".csv", ".tsv", ".txt", ".dat", ".inter", ".item", ".data")
+JSONL = (".jsonl", ".ndjson", ".json")
+PARQUET = (".parquet", ".pq")
+SUFFIXES = (*CSV, *JSONL, *PARQUET)  # text also with .gz behind
+
+
+class Table:
+  """Rows of one file or of several of the same columns, read by column name. Row numbers in messages count from 1.
+
+  Args:
+    paths: files of one form, in order.
+    names: the columns' names in order, of CSV files without a header.
+    separator: between a CSV file's values; "" to recognise it.
+    time_format: how times are written, in the form of `strptime`; "" for numbers and ISO dates.
+    fits: how many of the columns that are looked for a header has; decides between separators.
+
+  Attributes:
+    path: what messages call the table.
+    columns: names.
+    notes: what was recognised, in sentences.
+
+  Raises:
+    InputError: a file is empty or damaged, or has other columns than the first.
+  """
+
+  def __init__(
+    self,
+    paths: Sequence[pathlib.Path],
+    names: Sequence[str] = (),
+    separator: str = "",
+    time_format: str = "",
+    fits: Callable[[Sequence[str]], int] = lambda _: 0,
+  ):
+    self.paths, self._time_format = list(paths), time_format
+    self._parts = [_open(path, names, separator, fits) for path in paths]
+    first = self._parts[0]
+    self.path, self.columns = first.path, first.columns
+    self.headerless, self.first_line, self.separator = first.headerless, first.first_line, first.separator
+    self.notes = list(first.notes)
+    if len(self._parts) > 1:
+      self.notes.append(f"{len(self._parts)} files, from {paths[0].name} to {paths[-1].name}, are read as one")
+    for part in self._parts[1:]:
+      if sorted(part.columns) != sorted(self.columns):
+        raise InputError(
+          f"{part.path} has the columns {', '.join(part.columns)}, and {self.path} has {', '.join(self.columns)}: "
+          "expected the parts of one table; move the others away."
+        )
+
+  def batches(self, ids: Sequence[str], time: str) -> Iterator[pa.Table]:
+    """Yields the columns: ids as large_string, never null or empty, and time (if it is not "") as a number.
+
+    The time column comes as int64 or float64; dates as int64 microseconds.
+
+    Raises:
+      InputError: a file is damaged, a row lacks a value, or a timestamp is of another kind than the first.
+    """
+    rows = 0
+    kind: pa.DataType | None = None
+    for part in self._parts:
+      if time and kind is None:
+        kind = self._time_type(part, time)
+      types = {name: _id_type(part, name) for name in ids}
+      if time:
+        quoted = isinstance(part, JsonFile) and isinstance(part.first.get(time), str)
+        types[time] = pa.string() if quoted else kind
+      for line, table in part.batches(types, time):
+        columns = [self._ids(part, _whole(table.column(name)), name, rows) for name in ids]
+        if time:
+          columns.append(self._times(part, _whole(table.column(time)), time, kind, rows, line))
+        yield pa.table(columns, names=[*ids, *([time] if time else [])])
+        rows += table.num_rows
+
+  def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (the row's name in messages, its values by column), for tables whose rows are read one by one."""
+    for part in self._parts:
+      if isinstance(part, CsvFile):
+        number = 0
+        for _, table in part.batches(None):
+          for row in table.to_pylist():
+            number += 1
+            yield f"{part.path} row {number}", row
+      else:
+        for number, row in part.rows():
+          yield f"{part.path} row {number}", row
+
+  def _time_type(self, part, name: str) -> pa.DataType:
+    if isinstance(part, ParquetFile):
+      found = part.type_of(name)
+      if pa.types.is_integer(found) or pa.types.is_floating(found):
+        return pa.int64()
+      if pa.types.is_timestamp(found) or pa.types.is_date(found):
+        return found
+      if not (pa.types.is_string(found) or pa.types.is_large_string(found)):
+        raise InputError(f"{part.path} has {found} values in its column {name!r}: expected {times.EXPECTED}.")
+      _, first = next(part.batches({name: found}), (0, None))
+      value = first.column(0)[0].as_py() if first is not None and first.num_rows else ""
+    else:
+      value = part.first.get(name, "")
+    if value == "" and not isinstance(part, JsonFile):  # no rows, or a gap that reading will find
+      return pa.int64()
+    kind = times.type_of(value, self._time_format)
+    if kind is None:
+      raise InputError(f"{part.path} row 1 has the {name} {value!r}: expected {times.EXPECTED}.")
+    return kind
+
+  def _ids(self, part, column: pa.Array, name: str, rows: int) -> pa.Array:
+    if pa.types.is_floating(column.type):
+      column = self._whole_numbers(part, column, name)
+    if pa.types.is_nested(column.type):
+      raise InputError(
+        f"{part.path} has {column.type} values in its column {name!r}: expected text or whole numbers as ids."
+      )
+    column = column.cast(pa.large_string())
+    missing = pc.index(pc.fill_null(pc.equal(pc.binary_length(column), 0), True), True).as_py()
+    if missing >= 0:
+      raise InputError(f"{part.path} row {rows + missing + 1} has no {name}: give it one or remove the row.")
+    return column
+
+  def _whole_numbers(self, part, column: pa.Array, name: str) -> pa.Array:
+    values = column.to_numpy(zero_copy_only=False)
+    known = np.isfinite(values)
+    if (values[known] != np.floor(values[known])).any() or (np.abs(values[known]) >= 2**53).any():
+      raise InputError(
+        f"{part.path} has {column.type} values in its column {name!r} that are not whole numbers: expected text or "
+        "whole numbers as ids."
+      )
+    return pa.array(np.where(known, values, 0).astype(np.int64), mask=~known)
+
+  def _times(self, part, column: pa.Array, name: str, kind, rows: int, line: int) -> pa.Array:
+    try:
+      column = times.numbers(column, kind, self._time_format)
+    except times.Wrong as wrong:
+      value = repr(wrong.value)
+      raise InputError(
+        f"{part.path} line {line + wrong.place} cannot be read (invalid value {value}): expected a value like those "
+        f"above it in {name!r}, {times.EXPECTED}; correct the line or write the file again."
+      ) from None
+    except pa.ArrowException as error:
+      raise InputError(f"{part.path} has a {name} that cannot be read ({error}): expected {times.EXPECTED}.") from None
+    missing = pc.fill_null(pc.is_nan(column), True) if pa.types.is_floating(column.type) else pc.is_null(column)
+    first = pc.index(missing, True).as_py()
+    if first >= 0:
+      raise InputError(f"{part.path} row {rows + first + 1} has no {name}: give it one or remove the row.")
+    return column
+
+
+def _open(path: pathlib.Path, names: Sequence[str], separator: str, fits) -> CsvFile | JsonFile | ParquetFile:
+  suffix = path.name.removesuffix(".gz")
+  if suffix.endswith(JSONL):
+    return JsonFile(path)
+  return ParquetFile(path) if suffix.endswith(PARQUET) else CsvFile(path, names, separator, fits)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+  return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _id_type(part, name: str) -> pa.DataType:
+  # In JSON, text and numbers differ, and a column of one cannot be read as the other; CSV ids stay text ("007").
+  if isinstance(part, JsonFile):
+    value = part.first.get(name)
+    return pa.int64() if isinstance(value, int) else pa.float64() if isinstance(value, float) else pa.string()
+  return pa.string()

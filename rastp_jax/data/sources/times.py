@@ -1,0 +1,129 @@
+"""Times of interactions as numbers, whichever way they are written."""
+
+import datetime
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+EXPECTED = (
+  "a number (seconds, milliseconds, …) or an ISO date like 2014-07-23 or 2014-07-23T10:00:00Z; other forms are named "
+  "by config.data.time_format"
+)
+_NUMBERS = (pa.int64(), pa.float64())
+_DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_UTC = r"\s*(?:UTC|GMT|Z|[+-]00:?00)$"
+
+
+class Wrong(Exception):
+  """A value that is not a time; `place` is its index."""
+
+  def __init__(self, place: int, value: Any):
+    super().__init__(place, value)
+    self.place, self.value = place, value
+
+
+def type_of(value: Any, time_format: str) -> pa.DataType | None:
+  """The type that a column is read as whose first value is this; None if that is not a time."""
+  if time_format:
+    return pa.string()
+  if isinstance(value, bool):
+    return None
+  text = value.strip() if isinstance(value, str) else value
+  # A JSON number is never a date, however small.
+  for kind in (*_NUMBERS, *(_DATES if isinstance(value, str) else ())):
+    try:
+      pa.scalar(text, pa.string() if isinstance(value, str) else None).cast(kind)
+      return kind
+    except (pa.ArrowException, TypeError):
+      continue
+  if isinstance(value, str) and _moment(_iso(text)) is not None:
+    return pa.timestamp("us", "UTC") if _moment(_iso(text)).tzinfo else pa.timestamp("us")
+  return None
+
+
+def numbers(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
+  """int64 or float64 values, null where there is none; dates as microseconds.
+
+  Raises:
+    Wrong: a value is not of the kind.
+  """
+  if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    column = _from_text(column.cast(pa.string()), kind, time_format)
+  elif pa.types.is_integer(column.type):
+    column = column.cast(pa.int64())
+  elif pa.types.is_floating(column.type):
+    column = column.cast(pa.float64())
+  elif pa.types.is_date(column.type):
+    column = column.cast(pa.timestamp("us"))
+  return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+
+
+def _from_text(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
+  text = pc.utf8_trim_whitespace(column)
+  text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+  if time_format:
+    return _formatted(text, time_format)
+  if not pa.types.is_timestamp(kind):
+    for number in _NUMBERS:
+      try:
+        return text.cast(number)
+      except pa.ArrowException:
+        continue
+    for place, value in enumerate(text.to_pylist()):
+      try:
+        float(value or 0)
+      except ValueError:
+        raise Wrong(place, value) from None
+    return pa.array([None if value is None else float(value) for value in text.to_pylist()], pa.float64())
+  if kind.tz:
+    text = pc.replace_substring_regex(text, _UTC, "Z")
+  try:
+    return text.cast(kind)
+  except pa.ArrowException:
+    found: list[int | None] = []
+    for place, value in enumerate(text.to_pylist()):
+      moment = _moment(_iso(value)) if value is not None else None
+      if value is not None and (moment is None or bool(moment.tzinfo) != bool(kind.tz)):
+        raise Wrong(place, value) from None
+      found.append(None if moment is None else _microseconds(moment))
+    return pa.array(found, pa.int64())
+
+
+def _formatted(text: pa.Array, time_format: str) -> pa.Array:
+  try:
+    known = pc.strptime(text, format=time_format, unit="us", error_is_null=True).cast(pa.int64())
+  except pa.ArrowException:
+    known = pa.nulls(len(text), pa.int64())
+  missing = np.flatnonzero(pc.and_(pc.is_null(known), pc.is_valid(text)).to_numpy(zero_copy_only=False))
+  if not len(missing):
+    return known
+  # What Arrow does not know, like fractions of seconds and zones, Python does.
+  values = known.to_pylist()
+  for place in missing.tolist():
+    value = text[place].as_py()
+    try:
+      values[place] = _microseconds(datetime.datetime.strptime(value, time_format))
+    except ValueError:
+      raise Wrong(place, value) from None
+  return pa.array(values, pa.int64())
+
+
+def _iso(text: str) -> str:
+  return re.sub(_UTC, "+00:00", text)
+
+
+def _moment(text: str) -> datetime.datetime | None:
+  try:
+    return datetime.datetime.fromisoformat(text)
+  except ValueError:
+    return None
+
+
+def _microseconds(moment: datetime.datetime) -> int:
+  """Since 1970; a moment without a zone counts as UTC, which keeps the order."""
+  moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+  return (moment - _EPOCH) // datetime.timedelta(microseconds=1)

@@ -1,0 +1,55 @@
+"""What each row costs: arithmetic of the encoder on real samples, and measured seconds of training in turns."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rastp_jax.config import Config
+from rastp_jax.data.histories import Histories
+from rastp_jax.experiments.lab.rows import DENSE, Row
+from rastp_jax.experiments.speed.training_speed import TrainingSpeed
+from rastp_jax.model.factory import make_model
+from rastp_jax.runtime import sharding
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.training.setup import make_setup
+
+
+def encoder_flops(
+  config: Config, histories: Histories, semantic_ids: SemanticIds, rows: Sequence[Row]
+) -> dict[str, float]:
+  """Encoder FLOPs of a training sample in its bucket, forward, over those of dense; by row.
+
+  By XLA's count of the program before its own work on it, weighted by how many rows an epoch has in each bucket.
+  """
+  setup = make_setup(config, histories, semantic_ids)
+  counts = {bucket.items: bucket.rows * bucket.batches for bucket in setup.batches.buckets if bucket.batches}
+  totals = {}
+  for row in rows:
+    changed = row.apply(config)
+    graph, params = nnx.split(
+      nnx.eval_shape(lambda changed=changed: make_model(changed, semantic_ids.widths, rngs=nnx.Rngs(0)))
+    )
+
+    def encode(params, history, graph=graph):
+      return nnx.merge(graph, params).encode(history).hidden
+
+    totals[row.name] = 0.0
+    for items, count in counts.items():
+      history = jax.ShapeDtypeStruct((8, items, semantic_ids.depth), jnp.int32)
+      costs = jax.jit(encode).lower(params, history).cost_analysis() or {}
+      totals[row.name] += count * costs["flops"] / 8
+  return {name: total / totals[DENSE] for name, total in totals.items()}
+
+
+def training_seconds(
+  config: Config, histories: Histories, semantic_ids: SemanticIds, rows: Sequence[Row], repeats: int
+) -> Mapping[str, float]:
+  """Seconds of training per sample over those of dense, steps of all rows timed in random turns in one process."""
+  mesh = sharding.make_mesh(config.mesh)
+  variants = {row.name: row.apply(config) for row in rows}
+  speed = TrainingSpeed(variants, histories, semantic_ids, mesh, config.train.batch_size)
+  speed.run(repeats)
+  rates = {name: found["samples_per_second"] for name, found in speed.results().items()}
+  return {name: rates[DENSE] / rate for name, rate in rates.items()}

@@ -1,0 +1,133 @@
+"""Trained rows: the commands behind them, and what they come to beside dense."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rastp_jax.evaluation import results as evaluation_results
+from rastp_jax.evaluation.comparison import Group, paired_bootstrap
+from rastp_jax.experiments.lab.rows import DENSE, Row
+from rastp_jax.experiments.paper_table import RunCommand
+from rastp_jax.training.workdir import Workdir
+
+METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainings:
+  """Rows trained on equal samples.
+
+  Attributes:
+    config_flags: --config=... and its overrides, for every run.
+    dataset: its name.
+    stage: "train" (chosen on validation users) or "confirm" (test, looked at once).
+    length: of every run.
+    seeds: of every row.
+    runs_dir: holds a workdir per dataset, row, length and seed.
+  """
+
+  config_flags: tuple[str, ...]
+  dataset: str
+  stage: str
+  length: str
+  seeds: tuple[int, ...]
+  runs_dir: str
+
+  @property
+  def split(self) -> str:
+    return "test" if self.stage == "confirm" else "validation"
+
+  def workdir(self, row: Row, seed: int) -> Workdir:
+    length = self.length.replace(" ", "_")
+    return Workdir(pathlib.Path(self.runs_dir) / self.dataset / row.directory / length / f"seed_{seed}")
+
+  def commands(self, row: Row) -> list[RunCommand]:
+    """Train and evaluate, for each seed."""
+    found = []
+    for seed in self.seeds:
+      workdir = self.workdir(row, seed)
+      train = (
+        "rastp_jax.train",
+        *self.config_flags,
+        *row.flags,
+        f"--config.train.seed={seed}",
+        f"--config.train.length={self.length}",
+        "--config.train.patience=0",  # every run sees the same number of samples
+        f"--workdir={workdir}",
+      )
+      evaluate = ("rastp_jax.evaluate", f"--workdir={workdir}", f"--split={self.split}")
+      title = f"{self.dataset}, {row.name}, {self.length}, seed {seed}"
+      trained = workdir.read_summary() is not None
+      evaluated = trained and workdir.evaluation(self.split).exists()
+      found += [RunCommand(f"Training {title}", train, trained), RunCommand(f"Evaluating {title}", evaluate, evaluated)]
+    return found
+
+  def finished(self, row: Row) -> bool:
+    return all(command.finished for command in self.commands(row))
+
+  def group(self, row: Row) -> Group:
+    """The row's evaluated seeds."""
+    workdirs = [self.workdir(row, seed) for seed in self.seeds]
+    return Group(row.name, tuple(evaluation_results.load(w.evaluation(self.split), str(w)) for w in workdirs))
+
+
+def collect(
+  trainings: Trainings, rows: Sequence[Row], costs: Mapping[str, float], seconds: Mapping[str, float]
+) -> list[dict[str, Any]]:
+  """A dict per finished row: metrics, the difference to dense with its interval, Holm's p, and costs.
+
+  Args:
+    trainings: which runs.
+    rows: dense among them; those that are not finished are left out.
+    costs: encoder FLOPs of each row over dense's, by name.
+    seconds: training seconds per sample over dense's, measured in turns; rows without stay None.
+  """
+  finished = [row for row in rows if trainings.finished(row)]
+  dense = next((row for row in finished if row.name == DENSE), None)
+  if dense is None:
+    return []
+  base = trainings.group(dense)
+  runs = []
+  for row in finished:
+    group = trainings.group(row)
+    found = paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10"))
+    runs.append(
+      {
+        "name": row.name,
+        "method": row.method,
+        "dataset": trainings.dataset,
+        "stage": trainings.stage,
+        "split": trainings.split,
+        "budget": row.budget,
+        "settings": dict(row.settings),
+        "seeds": list(trainings.seeds),
+        "samples": group.mean("training_samples"),
+        "beams": group.mean("beam_width"),
+        "users": len(group.results[0].ranks),
+        "encoder_flops_vs_dense": costs.get(row.name),
+        **{name: group.mean(name) for name in METRICS},
+        "deviation": {name: group.deviation(name) for name in METRICS},
+        "dense_ndcg@10": base.mean("ndcg@10"),
+        "ndcg@10_difference": found.value,
+        "ndcg@10_difference_low": found.low,
+        "ndcg@10_difference_high": found.high,
+        "p": found.p,
+        "training_seconds_vs_dense": seconds.get(row.name),
+        "commands": [command.text for command in trainings.commands(row)],
+      }
+    )
+  for run, p in zip(runs, holm([run["p"] if run["name"] != DENSE else None for run in runs]), strict=True):
+    run["p_holm"] = p
+  return runs
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+  """Holm's step-down correction of p values; None stays None."""
+  order = sorted((value, index) for index, value in enumerate(values) if value is not None)
+  corrected: list[float | None] = [None] * len(values)
+  largest = 0.0
+  for rank, (value, index) in enumerate(order):
+    largest = max(largest, min(1.0, (len(order) - rank) * value))
+    corrected[index] = largest
+  return corrected

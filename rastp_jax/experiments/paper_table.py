@@ -1,0 +1,272 @@
+"""The runs behind the paper's table: which commands, which are done, and the table itself."""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rastp_jax.errors import InputError
+from rastp_jax.evaluation import published_results
+from rastp_jax.evaluation import results as evaluation_results
+from rastp_jax.evaluation.comparison import Group, compare
+from rastp_jax.experiments.results import write_result
+from rastp_jax.runtime import cli, files, text_tables
+from rastp_jax.training.workdir import Workdir
+
+SEEDS = (999, 1024, 2025)
+MODELS = ("dense", "pruned")
+DATASETS = ("beauty", "sports", "toys")
+
+# Six runs, three of them dense, within two hours on 2 slow cores (docs/results/paper_table_cpu.json).
+CPU_LENGTH = "4 epochs"
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRuns:
+  """The runs that a table is made of.
+
+  Attributes:
+    raw_dir: holds a directory of raw files for each dataset; "" where everything is prepared already.
+    data_dir: for the prepared data.
+    runs_dir: for a workdir per dataset, model and seed.
+    cpu: Beauty only, with the `:cpu` configs.
+    length: of training, like "20 epochs"; "" for the configs' own (`CPU_LENGTH` with `cpu`).
+  """
+
+  raw_dir: str = ""
+  data_dir: str = "data"
+  runs_dir: str = "runs/paper_table"
+  cpu: bool = False
+  length: str = ""
+
+  @property
+  def name(self) -> str:
+    """Name of the table's files."""
+    return "paper_table_cpu" if self.cpu else "paper_table"
+
+  @property
+  def datasets(self) -> tuple[str, ...]:
+    return DATASETS[:1] if self.cpu else DATASETS
+
+  @property
+  def training(self) -> str:
+    """The length in force; "" for the configs' own."""
+    return self.length or (CPU_LENGTH if self.cpu else "")
+
+  def workdir(self, dataset: str, model: str, seed: int) -> str:
+    return f"{self.runs_dir}{'_cpu' if self.cpu else ''}/{dataset}/{model}/seed_{seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCommand:
+  """One command, run in a process of its own.
+
+  Attributes:
+    title: what it does.
+    arguments: of `python -m`.
+    finished: whether its result exists already.
+  """
+
+  title: str
+  arguments: tuple[str, ...]
+  finished: bool = False
+
+  @property
+  def text(self) -> str:
+    return shlex.join(["python", "-m", *self.arguments])
+
+  @property
+  def progress(self) -> str:
+    """What to print before it runs, or instead."""
+    return self.title + (", done before" if self.finished else f"\n   {self.text}")
+
+
+def commands(runs: TableRuns) -> list[RunCommand]:
+  """Everything to do, in order: one dataset after the other, each seed dense and pruned, so that pairs come first.
+
+  Raises:
+    InputError: raw files are missing, or a run that is there already has another length.
+  """
+  _check_lengths(runs)
+  found = []
+  for dataset in runs.datasets:
+    raw_dir = pathlib.Path(runs.raw_dir) / dataset
+    if runs.raw_dir and not raw_dir.is_dir():
+      raise InputError(f"There is no directory {raw_dir}: give --raw_dir a directory that holds {_names(runs)}.")
+    raw = [f"--raw_dir={raw_dir}"] if runs.raw_dir else []
+    prepare = ("rastp_jax.prepare", _config(runs, dataset, "pruned"), f"--config.data.data_dir={runs.data_dir}", *raw)
+    after = [command for seed in SEEDS for model in MODELS for command in _run(runs, dataset, model, seed)]
+    found += [RunCommand(f"Preparing {dataset}", prepare, all(command.finished for command in after)), *after]
+  return found
+
+
+def execute(
+  runs: TableRuns, output: str, run: Callable[[RunCommand], None], say: Callable[[str], None] = print
+) -> list[str]:
+  """Runs every command that is not finished, then writes the table as NAME.json and NAME.md into a directory.
+
+  Args:
+    runs: what the table needs.
+    output: the directory.
+    run: runs a command, and raises if it fails.
+    say: prints a line.
+
+  Returns:
+    The paths written.
+  """
+  todo = commands(runs)
+  paths = [str(pathlib.Path(output) / f"{runs.name}.{ending}") for ending in ("json", "md")]
+  for path in paths:
+    files.check_writable(path)
+  for number, command in enumerate(todo, start=1):
+    say(f"== {number} of {len(todo)}: {command.progress}")
+    if not command.finished:
+      run(command)
+  table = make_table(runs)
+  write_result(paths[0], table)
+  files.write_atomic(paths[1], text_tables.markdown(table["rows"]) + "\n\n" + "\n".join(table["notes"]) + "\n")
+  say("\n" + text_tables.align(table["rows"]) + "\n\n" + "\n".join(table["notes"]))
+  workdirs = [command.arguments[1] for command in todo if command.arguments[0] == "rastp_jax.evaluate"]
+  say(f"\nCurves and plots: python -m rastp_jax.report {shlex.join(workdirs)} --output={output}\n")
+  return paths
+
+
+def dry_run(runs: TableRuns) -> str:
+  """Every command, a line each; those whose result exists already say so."""
+  return "\n".join(command.text + ("  # done" if command.finished else "") for command in commands(runs))
+
+
+def run_command(command: RunCommand) -> None:
+  """Runs a command in a process of its own, whose output goes where ours goes.
+
+  Raises:
+    InputError: it failed; the sentence has the last line that the process wrote, and how to go on.
+  """
+  process = subprocess.Popen([sys.executable, "-m", *command.arguments], stderr=subprocess.PIPE, text=True)
+  before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # or it would outlive this process
+  last = ""
+  try:
+    assert process.stderr is not None  # a pipe
+    for line in process.stderr:
+      sys.stderr.write(line)
+      last = line.strip() or last
+    code = process.wait()
+  except KeyboardInterrupt:
+    process.wait()  # it got the terminal's signal too
+    raise InputError(f"{command.title} was interrupted: {_go_on()}.") from None
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  if code < 0:
+    raise InputError(f"{command.title} was stopped by {signal.Signals(-code).name}: {_go_on()}.")
+  if code:
+    reason = last.removeprefix("error: ").rstrip(".")
+    raise InputError(f"{command.title} failed with exit code {code} ({reason}): put that right, then {_go_on()}.")
+
+
+def make_table(runs: TableRuns) -> dict[str, Any]:
+  """The finished table: ours (mean ± sample standard deviation over seeds) beside the published numbers.
+
+  Returns:
+    `rows` of cells, `notes`, and `datasets`: for each one, by model, every metric of every seed with its command, and
+    the differences between pruned and dense.
+  """
+  rows = [["", "beams", *published_results.METRICS, "training, minutes", "pruned / dense time"]]
+  details: dict[str, Any] = {}
+  for dataset in runs.datasets:
+    groups = {model: _group(runs, dataset, model) for model in MODELS}
+    seconds = {model: statistics.fmean(group.values("training_seconds")) for model, group in groups.items()}
+    ratio = seconds["pruned"] / seconds["dense"]
+    for model, group in groups.items():
+      cells = [_spread(group.values(key), ".4f") for key in published_results.METRICS]
+      minutes = _spread([value / 60 for value in group.values("training_seconds")], ",.1f")
+      beams = f"{group.mean('beam_width'):.0f}"
+      rows.append([f"{dataset}, {model}", beams, *cells, minutes, f"{ratio:.2f}" if model == "pruned" else ""])
+    for method, values in published_results.RESULTS[dataset].items():
+      saved = f"{1 - published_results.RASTP_TRAINING_TIME_SAVED:.2f}" if method == "RASTP, pruned" else ""
+      rows.append([f"{dataset}, published {method}", "", *(f"{value:.4f}" for value in values), "", saved])
+    details[dataset] = {
+      **{model: [dict(result.metrics) for result in group.results] for model, group in groups.items()},
+      "time_ratio": ratio,
+      "pruned_minus_dense": [dataclasses.asdict(d) for d in compare(groups["dense"], groups["pruned"])],
+    }
+  return {"rows": rows, "notes": _notes(runs, details), "datasets": details}
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+  return f"{statistics.fmean(values):{form}} ± {statistics.stdev(values):{form}}"
+
+
+def _notes(runs: TableRuns, details: dict[str, Any]) -> list[str]:
+  first = next(iter(details.values()))["dense"][0]
+  notes = [
+    f"Ours: mean ± sample standard deviation over seeds {', '.join(map(str, SEEDS))}; every run saw "
+    f"{first['config']['train']['length']} of samples on {first['devices']} x {first['device_kind']}; time is training "
+    "alone, without compiling and evaluating.",
+    "Published: " + "; ".join(f"{name}, {source}" for name, source in published_results.SOURCES.items()) + ".",
+  ]
+  if runs.cpu:
+    notes.append("These are the small :cpu models; the published numbers are of paper-sized ones.")
+  return notes
+
+
+def _run(runs: TableRuns, dataset: str, model: str, seed: int) -> list[RunCommand]:
+  workdir = runs.workdir(dataset, model, seed)
+  train = (
+    "rastp_jax.train",
+    _config(runs, dataset, model),
+    f"--config.data.data_dir={runs.data_dir}",
+    f"--config.train.seed={seed}",
+    "--config.train.patience=0",  # every run sees the same number of samples
+    *([f"--config.train.length={runs.training}"] if runs.training else []),
+    f"--workdir={workdir}",
+  )
+  name = f"{dataset}, {model}, seed {seed}"
+  summary, evaluation = Workdir(workdir).read_summary(), Workdir(workdir).evaluation("test")
+  trained = summary is not None
+  evaluated = trained and evaluation.exists() and json.loads(evaluation.read_text()).get("steps") == summary["steps"]
+  return [
+    RunCommand(f"Training {name}", train, trained),
+    RunCommand(f"Evaluating {name}", ("rastp_jax.evaluate", f"--workdir={workdir}"), evaluated),
+  ]
+
+
+def _config(runs: TableRuns, dataset: str, model: str) -> str:
+  variants = ",".join((["cpu"] if runs.cpu else []) + (["dense"] if model == "dense" else []))
+  return f"--config=configs/{dataset}.py" + (f":{variants}" if variants else "")
+
+
+def _check_lengths(runs: TableRuns) -> None:
+  """Refuses to combine runs that saw different amounts of data, before hours are spent on it."""
+  for dataset in runs.datasets:
+    lengths = {}
+    for seed in SEEDS:
+      for model in MODELS:
+        workdir = Workdir(runs.workdir(dataset, model, seed))
+        if workdir.config.exists():
+          lengths[str(workdir)] = workdir.read_config().train.length
+    wanted = runs.training or next(iter(lengths.values()), "")
+    for workdir, length in lengths.items():
+      if length != wanted:
+        raise InputError(
+          f"{workdir} holds a run of {length!r}, not {wanted!r} like the others of the table: remove it, or choose "
+          "another --runs_dir or --length."
+        )
+
+
+def _group(runs: TableRuns, dataset: str, model: str) -> Group:
+  workdirs = [Workdir(runs.workdir(dataset, model, seed)) for seed in SEEDS]
+  return Group(model, tuple(evaluation_results.load(one.evaluation("test"), str(one)) for one in workdirs))
+
+
+def _names(runs: TableRuns) -> str:
+  return ", ".join(f"{dataset}/" for dataset in runs.datasets)
+
+
+def _go_on() -> str:
+  return f"go on where it stopped by `{cli.command_line()}`"

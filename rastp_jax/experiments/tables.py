@@ -1,0 +1,339 @@
+"""Fills the tables of README.md and docs/*.md from docs/results/*.json.
+
+python -m rastp_jax.experiment tables
+"""
+
+import json
+import pathlib
+import re
+import statistics
+from typing import Any
+
+from rastp_jax import config as config_lib
+from rastp_jax.experiments.lab import page
+from rastp_jax.experiments.speed.ratios import speed_intervals
+from rastp_jax.reduction.methods import REDUCTIONS, describe
+from rastp_jax.runtime.text_tables import markdown
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+RESULTS = DOCS / "results"
+PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
+
+
+def read(name: str) -> dict[str, Any]:
+  """A file of docs/results."""
+  return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def beauty_cpu() -> str:
+  """One row per run and beam width of the CPU-sized model."""
+  rows = [
+    ["", "codes of", "beams", "recall@5", "recall@10", "NDCG@5", "NDCG@10", "samples/s", "training", "step memory"]
+  ]
+  for file in ("pruned", "dense", "text_pruned", "text_dense"):
+    for beams in ("", "_beam50", "_beam100"):
+      run = read(f"beauty_cpu_{file}{beams}")
+      rows.append(_beauty_row(run))
+  return markdown(rows)
+
+
+def _beauty_row(run: dict[str, Any]) -> list[str]:
+  settings = _current_settings(run["config"])
+  metrics = [f"{run[key]:.4f}" for key in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")]
+  return [
+    "dense" if settings["reduction.method"] == "none" else "pruned",
+    "text, behaviour" if settings.get("semantic_ids.collaborative_weight") else "text",
+    str(run["beam_width"]),
+    *metrics,
+    f"{run['training_samples_per_second']:,.0f}",
+    f"{run['training_seconds'] / 60:.0f} min",
+    f"{run['step_bytes'] / 1e6:,.0f} MB",
+  ]
+
+
+def _current_settings(config: dict[str, Any]) -> dict[str, Any]:
+  """A result's settings by their dotted names of today."""
+  flat = config_lib.flatten(config)
+  return {current: value for name, value in flat.items() for current in config_lib.current_names(name)}
+
+
+def parity() -> str:
+  """Largest differences from the published code's numbers."""
+  rows = [["quantity", "tolerance", "largest difference seen"]]
+  for name, found in read("parity")["quantities"].items():
+    exact = not found["tolerance"]
+    tolerance, difference = f"{found['tolerance']:.0e}", f"{found['largest difference']:.1e}"
+    rows.append([name, "equal" if exact else tolerance, "equal" if exact else difference])
+  return markdown(rows)
+
+
+def paper_table() -> str:
+  """Ours beside the published numbers, as launch/paper_table.sh left it."""
+  return markdown(read("paper_table")["rows"])
+
+
+def paper_table_cpu() -> str:
+  """The same from launch/paper_table.sh --cpu."""
+  return markdown(read("paper_table_cpu")["rows"])
+
+
+def speed_runs() -> dict[str, dict]:
+  """The benchmark's run in either compute dtype."""
+  return {"float32": read("speed_cpu"), "bfloat16": read("speed_cpu_bfloat16")}
+
+
+def speed_training() -> str:
+  """The benchmark's ways to train one model on the same samples."""
+  rows = [["", "", "samples/s", "ratio", "padding", "MFLOP per sample", "peak memory", "compile"]]
+  for dtype, run in speed_runs().items():
+    first = run["training"]["padded_dense"]["samples_per_second"]
+    for name, variant in run["training"].items():
+      rows.append(
+        [
+          dtype,
+          name.replace("_", ", "),
+          f"{variant['samples_per_second']:,.1f}",
+          f"{variant['samples_per_second'] / first:.2f}",
+          f"{variant['padding_share']:.0%}",
+          f"{variant['flops_a_sample'] / 1e6:,.0f}",
+          f"{variant['peak_bytes'] / 1e6:,.0f} MB",
+          f"{variant['compile_seconds']:.0f} s",
+        ]
+      )
+  return markdown(rows)
+
+
+def speed_summary() -> str:
+  """What less padding and pruning give, each against the published set-up without pruning."""
+  rows = [["", *(f"training speed, {dtype}" for dtype in speed_runs()), "peak memory"]]
+  named = {
+    "every history padded to 30 items, as published": "padded_dense",
+    "the same, pruned": "padded_pruned",
+    "real lengths (`data.bucket_lengths`)": "bucketed_dense",
+    "real lengths, pruned": "bucketed_pruned",
+  }
+  for text, name in named.items():
+    pairs = [(run["training"][name], run["training"]["padded_dense"]) for run in speed_runs().values()]
+    speeds = [f"{one['samples_per_second'] / first['samples_per_second']:.2f}" for one, first in pairs]
+    rows.append([text, *speeds, f"{pairs[0][0]['peak_bytes'] / pairs[0][1]['peak_bytes']:.2f}"])
+  return markdown(rows)
+
+
+def speed_ratios() -> str:
+  """Every ratio of the benchmark's runs, those of training speed with their 95 % intervals."""
+  runs = speed_runs()
+  names = next(iter(runs.values()))["ratios"]
+  intervals = {dtype: speed_intervals(run["training"]) for dtype, run in runs.items()}
+
+  def cell(dtype, name):
+    interval = " ({:.3g} to {:.3g})".format(*intervals[dtype][name]) if name in intervals[dtype] else ""
+    return f"{runs[dtype]['ratios'][name]:.3g}{interval}"
+
+  rows = [[f"`{name}`", *(cell(dtype, name) for dtype in runs)] for name in names]
+  return markdown([["ratio", *runs], *rows])
+
+
+def speed_decoding() -> str:
+  """Users decoded per second, by what constrains them."""
+  tables = {dtype: run["decoding"]["tables"] for dtype, run in speed_runs().items()}
+  rows = [["", *(f"users/s, {dtype}" for dtype in tables), "most children of a prefix, by level"]]
+  for name, table in next(iter(tables.values())).items():
+    branches = ", ".join(map(str, table["branches"])) if table["branches"] else ""
+    rows.append([name, *(f"{found[name]['users_per_second']:,.0f}" for found in tables.values()), branches])
+  return markdown(rows)
+
+
+def code_sets() -> str:
+  """Health of Beauty's semantic IDs, ours and published, before any training."""
+  rows = [["codes", "levels", "colliding", "same category", "x shuffled", "consecutive items", "x random"]]
+  for codes in read("semantic_ids_beauty")["code_sets"]:
+    health = codes["metrics"]
+    category, prefix = health["shared_category"], health["shared_prefix"]
+    rows.append(
+      [
+        f"`{codes['name']}`",
+        str(health["levels"]),
+        f"{health['colliding_percent']:.1f} %",
+        f"{category['share']:.1%}",
+        f"{category['ratio']:.1f}",
+        f"{prefix['consecutive']:.3f}",
+        f"{prefix['ratio']:.1f}",
+      ]
+    )
+  return markdown(rows)
+
+
+def code_sets_trained() -> str:
+  """Test metrics of one model trained on each code set, best first, beside the codes' health."""
+  run = read("code_sets_trained")
+  found = sorted(run["code_sets"], key=lambda row: -row["test"]["recall@10"])
+  rows = [["codes", "tokens per item", *found[0]["test"], *found[0]["health"]]]
+  for row in found:
+    test = [f"{value:.4f}" for value in row["test"].values()]
+    rows.append(
+      [
+        row["name"],
+        str(row.get("tokens_per_item", row.get("tokens_an_item"))),
+        *test,
+        *(f"{value:.3g}" for value in row["health"].values()),
+      ]
+    )
+  for name, correlations in run["rank_correlation_with_recall@10"].items():
+    blank = [""] * (1 + len(found[0]["test"]))
+    rows.append([f"*rank correlation with recall@10, {name}*", *blank, *(f"{v:+.2f}" for v in correlations.values())])
+  return markdown(rows)
+
+
+def ablations() -> str:
+  """Step time with one choice undone or tried, divided by that of the program as shipped."""
+  run = read("ablations")
+  times = run["step_time_relative_to_shipped"]
+  named = {name.replace(" a core", " per core"): value for name, value in times.items()}
+  return markdown([["", "step time"], *([name, f"{value:.2f}"] for name, value in named.items())])
+
+
+def memory() -> str:
+  """Step time by what glibc does with freed memory, divided by that of a program that keeps it."""
+  files = {
+    "CPU-sized, float32": "ablations_memory_cpu_sized",
+    "paper-sized, float32": "ablations_memory_paper_float32",
+    "paper-sized, bfloat16": "ablations_memory_paper_bfloat16",
+  }
+  runs = [read(file)["step_time_relative_to_shipped"] for file in files.values()]
+  names = {
+    "kept": "as shipped",
+    "kept, once more": "as shipped, once more",
+    "given back, as now": "undone: glibc keeps freed memory",
+    "given back, huge pages": "tried: huge pages; undone: glibc keeps freed memory",
+  }
+  rows = [[text, *(f"{run[name]:.2f}" for run in runs)] for text, name in names.items()]
+  return markdown([["freed memory", *files], *rows])
+
+
+def pytorch() -> str:
+  """Samples and users per second of the published model in PyTorch and of ours, and their ratios."""
+  run = read("torch_cpu")
+  sides = ["pytorch float32", "pytorch bfloat16", "ours float32", "ours bfloat16"]
+  ratios = [("ours float32", "pytorch float32"), ("ours bfloat16", "pytorch bfloat16"), (sides[3], sides[0])]
+  rows = [["samples or users per second", *(side.replace("pytorch", "PyTorch") for side in sides)]]
+  rows[0] += ["ours / PyTorch float32", "both bfloat16", "ours bfloat16, PyTorch float32"]
+  for name, rates in run["compared"].items():
+    cells = [f"{rates[side]:.1f}" for side in sides]
+    rows.append([name, *cells, *(f"{rates[ours] / rates[theirs]:.2f}" for ours, theirs in ratios)])
+  return markdown(rows)
+
+
+def summary() -> str:
+  """What pruning costs and saves on Beauty: means over the seeds of `launch/paper_table.sh --cpu`."""
+  seeds = read("paper_table_cpu")["datasets"]["beauty"]
+  models = ("dense", "pruned")
+  quantities = {
+    "recall@10": ("recall@10", 1.0, ".4f"),
+    "NDCG@10": ("ndcg@10", 1.0, ".4f"),
+    "training speed, samples/s": ("training_samples_per_second", 1.0, ",.0f"),
+    "memory of a training step, MB": ("step_bytes", 1e-6, ",.0f"),
+  }
+  rows = [["Amazon Beauty", *models, "pruned / dense"]]
+  for text, (name, scale, form) in quantities.items():
+    values = {model: [run[name] * scale for run in seeds[model]] for model in models}
+    means = {model: statistics.mean(values[model]) for model in models}
+    deviations = {model: statistics.stdev(values[model]) for model in models}
+    cells = [f"{means[m]:{form}}" + (f" ± {deviations[m]:{form}}" if deviations[m] else "") for m in models]
+    rows.append([text, *cells, f"{means['pruned'] / means['dense']:.2f}"])
+  return markdown(rows)
+
+
+def methods() -> str:
+  """The registered ways to reduce tokens."""
+  rows = [["`reduction.method`", "what it does", "from", "where it may stand", "rows that fit the budget"]]
+  rows += [[f"`{name}`", *map(str, describe(method))] for name, method in REDUCTIONS.items()]
+  return markdown(rows)
+
+
+def laboratory() -> str:
+  """The laboratory's trained rows, a table for each dataset and stage."""
+  runs = read("laboratory")["runs"]
+  stages = dict.fromkeys((run["dataset"], run["stage"]) for run in runs)
+  return "\n\n".join(
+    markdown(page.table([run for run in runs if (run["dataset"], run["stage"]) == stage])) for stage in stages
+  )
+
+
+def laboratory_screen() -> str:
+  """What every method that needs no training costs a dense model."""
+  screens = read("laboratory")["screens"]
+  return "\n\n".join(markdown(page.screen_table(screened)) for screened in screens.values())
+
+
+def baselines() -> str:
+  """Recommenders that a model must beat, and what is special about the order of the data."""
+  measured = [name for name in ("beauty", "sports", "toys") if (RESULTS / f"baselines_{name}.json").exists()]
+  runs = [read(f"baselines_{name}") for name in measured]
+  names = {"popularity": "popularity", "counts": "co-occurrence counts", "sasrec": "SASRec"}
+  metrics = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+  rows = [["", "", *(metric.replace("ndcg", "NDCG") for metric in metrics)]]
+  rows[0] += ["history excluded: recall@10", "NDCG@10", "minutes"]
+  for run in runs:
+    for name, model in run["models"].items():
+      values = [model["test"][metric] for metric in metrics]
+      values += [model["test, history excluded"][metric] for metric in ("recall@10", "ndcg@10")]
+      rows.append([run["dataset"], names[name], *(f"{value:.4f}" for value in values), f"{model['minutes']:.1f}"])
+  facts = [["", *(run["dataset"] for run in runs)]]
+  for text, name in {
+    "the test item's product number is above that of the item before": "to_the_test_item",
+    "an item's product number is above that of the item before": "at_any_step",
+    "steps between ties, estimated": "share_of_steps_between_ties",
+  }.items():
+    facts.append([text, *(f"{run['data']['product_numbers_rise'][name]:.0%}" for run in runs)])
+  for metric in ("recall@10", "ndcg@10"):
+    shuffled = [run["data"]["counts_on_shuffled_ties"][metric] for run in runs]
+    text = metric.replace("ndcg", "NDCG")
+    facts.append([f"{text} of the counts", *(f"{run['models']['counts']['test'][metric]:.4f}" for run in runs)])
+    facts.append(
+      [f"{text} of the counts, ties shuffled", *(f"{s['mean']:.4f} ± {s['deviation']:.4f}" for s in shuffled)]
+    )
+  taken = [run["data"]["users_whose_test_item_is_in_the_history"] for run in runs]
+  facts.append(["users whose test item is in their history", *map(str, taken)])
+  return f"{markdown(rows)}\n\n{markdown(facts)}"
+
+
+TABLES = {
+  make.__name__: make
+  for make in (
+    summary,
+    methods,
+    beauty_cpu,
+    parity,
+    paper_table,
+    paper_table_cpu,
+    speed_summary,
+    speed_training,
+    speed_ratios,
+    speed_decoding,
+    code_sets,
+    code_sets_trained,
+    ablations,
+    memory,
+    pytorch,
+    baselines,
+    laboratory,
+    laboratory_screen,
+  )
+}
+
+
+def filled(text: str) -> str:
+  """A page in which the text between <!-- NAME --> and <!-- end NAME --> is the table of that name, of TABLES."""
+  names = re.findall(r"<!-- (?!end )(.*?) -->", text)
+  assert sorted(names) == sorted(set(names) & set(TABLES)), f"a page has marks other than {', '.join(TABLES)}: {names}"
+  for name in names:
+    marks = f"<!-- {name} -->", f"<!-- end {name} -->"
+    pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
+    text, found = pattern.subn(lambda _, name=name, marks=marks: f"{marks[0]}\n{TABLES[name]()}\n{marks[1]}", text)
+    assert found == 1, f"a page needs {marks[1]} after {marks[0]}"
+  return text
+
+
+def main() -> None:
+  for path in PAGES:
+    path.write_text(filled(path.read_text()))

@@ -1,0 +1,17 @@
+"""The models there are. A new one is a file that offers `interface.GenerativeModel`, a line here and its lines in
+`runtime/sharding.py`'s table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from rastp_jax.config import Config
+from rastp_jax.model.encoder_decoder import EncoderDecoder
+
+MODELS: Mapping[str, Any] = {"encoder_decoder": EncoderDecoder}
+
+
+def make_model(config: Config, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> Any:
+  """A fresh model; `widths` are the codes of each level."""
+  return MODELS[config.model.architecture](config.model, config.reduction, widths, rngs=rngs)

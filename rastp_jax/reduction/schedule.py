@@ -1,0 +1,47 @@
+"""After which blocks tokens become fewer, by which method, and how many are left: static facts for each length."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rastp_jax.config import ReductionConfig
+from rastp_jax.reduction.methods import REDUCTIONS, Method
+from rastp_jax.reduction.tokens import ItemLayout
+
+BEFORE_BLOCKS = -1
+
+
+class PlannedStage(NamedTuple):
+  """One stage: the number of its method among the configured ones, the method, and the tokens it leaves."""
+
+  number: int
+  method: Method
+  budget: int
+
+
+def methods_of(config: ReductionConfig) -> list[Method]:
+  """The method of each configured stage: one for all, or one per stage ("item_sum+rastp")."""
+  names = config.methods()
+  return [REDUCTIONS[name] for name in (names * len(config.after_block) if len(names) == 1 else names)]
+
+
+def stages(config: ReductionConfig, length: int, layout: ItemLayout) -> Mapping[int, PlannedStage]:
+  """The stage after each encoder block that reduces a sequence of `length` positions; block -1: before block 0.
+
+  A share is taken of `length`, as published (`int(150 / 3)`). A stage that would keep everything is left out, so that
+  such a block is an ordinary one.
+  """
+  if config.method == "none":
+    return {}
+  counts = config.keep_tokens or [int(length * ratio + 1e-6) for ratio in config.keep_ratio]
+  planned, current = {}, length
+  for number, (block, method) in enumerate(zip(config.after_block, methods_of(config), strict=True)):
+    count = counts[number] if method.tokens is None else method.tokens(length, layout)
+    if max(1, count) < current:
+      current = max(1, count)
+      planned[block] = PlannedStage(number, method, current)
+  return planned
+
+
+def budgets(config: ReductionConfig, length: int, layout: ItemLayout) -> dict[int, int]:
+  """Tokens left after each encoder block that reduces; see `stages`."""
+  return {block: stage.budget for block, stage in stages(config, length, layout).items()}

@@ -1,0 +1,110 @@
+"""Which tokens are kept: from scores to (B, K) rising indices. Static shapes; ties keep the lower place."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rastp_jax.reduction import scores as formulas
+from rastp_jax.reduction.tokens import Seen
+
+
+def top_k(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Int[Array, "B K"]:
+  """The `budget` highest-scoring real tokens of each row, in their old order.
+
+  Padding scores -inf: it fills up rows that have fewer real tokens than the budget (lowest place first) and stays
+  masked. Where separators are protected they come first.
+
+  Args:
+    seen: the tokens.
+    scores: no gradient flows through them.
+    budget: K, 1 <= K <= L.
+  """
+  return jnp.sort(best_first(seen, scores)[:, :budget], axis=-1)
+
+
+def best_first(seen: Seen, scores: Float[Array, "B L"]) -> Int[Array, "B L"]:
+  """All tokens of each row, the highest score first, padding last."""
+  if not seen.settings.prune_separators:
+    separators = seen.layout.levels(seen.tokens.positions) == seen.layout.item_length - 1
+    scores = jnp.where(separators, jnp.inf, scores)
+  masked = jnp.where(seen.tokens.mask, jax.lax.stop_gradient(scores), -jnp.inf)
+  # A sort row by row splits over devices by rows; top_k does not.
+  return jnp.argsort(masked, axis=-1, descending=True, stable=True)
+
+
+def cosines(vectors: Float[Array, "B L D"]) -> Float[Array, "B L L"]:
+  """Cosines of all pairs, float32."""
+  x = vectors.astype(jnp.float32)
+  x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
+  return jnp.einsum("BLD,BMD->BLM", x, x)
+
+
+def farthest(seen: Seen) -> Float[Array, "B L"]:
+  """1 for the K tokens that lie farthest apart, greedily by the largest smallest distance (DivPrune, 2503.02175).
+
+  The first one is the token whose nearest neighbour is farthest; distance is 1 - cosine of the states.
+  """
+  distance = 1.0 - cosines(seen.tokens.hidden)
+  real = seen.tokens.mask[:, None, :] & seen.tokens.mask[:, :, None] & ~jnp.eye(distance.shape[1], dtype=bool)[None]
+  start = jnp.min(jnp.where(real, distance, jnp.inf), axis=-1)
+  start = jnp.where(jnp.isinf(start), 0.0, start)  # of a token without company
+  return _greedy(seen, start, lambda gain, chosen, first: jnp.where(first, chosen, jnp.minimum(gain, chosen)), distance)
+
+
+def spread(seen: Seen) -> Float[Array, "B L"]:
+  """1 for the K tokens with the largest sum of distances to those before (ToDRE's greedy max-sum, 2505.18757)."""
+  distance = 1.0 - cosines(seen.tokens.hidden)
+  real = seen.tokens.mask[:, None, :].astype(jnp.float32)
+  start = jnp.sum(distance * real, axis=-1)
+  return _greedy(seen, start, lambda gain, chosen, first: jnp.where(first, chosen, gain + chosen), distance)
+
+
+def _greedy(
+  seen: Seen, start: Float[Array, "B L"], gain_of: Callable[..., Array], table: Float[Array, "B L L"]
+) -> Float[Array, "B L"]:
+  """K times: take the token with the largest gain, then renew all gains from its row of the table."""
+  start, table = jax.lax.stop_gradient((start, table))
+  mask = seen.tokens.mask
+
+  def step(count, state):
+    gain, taken = state
+    best = jnp.argmax(jnp.where(mask & ~taken, gain, -jnp.inf), axis=-1)
+    row = jnp.take_along_axis(table, best[:, None, None], axis=1)[:, 0]
+    return gain_of(gain, row, count == 0), taken | _one_hot(best, mask)
+
+  _, taken = jax.lax.fori_loop(0, seen.budget, step, (start, jnp.zeros(mask.shape, bool)))
+  return taken.astype(jnp.float32)
+
+
+def _one_hot(index: Int[Array, "B"], mask: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
+  """True at each row's index, where that is a real token: rows run out of candidates."""
+  return (jnp.arange(mask.shape[1])[None] == index[:, None]) & mask
+
+
+def determinant(seen: Seen) -> Float[Array, "B L"]:
+  """1 for the K tokens of a greedy determinantal point process (CDPruner, arXiv 2506.10967).
+
+  Its kernel is relevance * cosine * relevance, the relevance RASTP's score, scaled to (0, 1] per row.
+  """
+  mask = seen.tokens.mask
+  score = formulas.rastp(seen)
+  low = jnp.min(jnp.where(mask, score, jnp.inf), axis=-1, keepdims=True)
+  high = jnp.max(jnp.where(mask, score, -jnp.inf), axis=-1, keepdims=True)
+  relevance = jnp.where(mask, (score - low + 1e-3) / jnp.maximum(high - low + 1e-3, 1e-3), 0.0)
+  kernel = jax.lax.stop_gradient(relevance[:, :, None] * cosines(seen.tokens.hidden) * relevance[:, None, :])
+  batch, length = mask.shape
+
+  def step(count, state):
+    gain, factors, taken = state
+    best = jnp.argmax(jnp.where(mask & ~taken, gain, -jnp.inf), axis=-1)
+    pick = lambda x: jnp.take_along_axis(x, best[:, None], axis=-1)
+    row = jnp.take_along_axis(kernel, best[:, None, None], axis=1)[:, 0]
+    own = jnp.take_along_axis(factors, best[:, None, None], axis=2)
+    error = (row - jnp.sum(own * factors, axis=1)) / jnp.sqrt(jnp.maximum(pick(gain), 1e-9))
+    return gain - error**2, factors.at[:, count].set(error), taken | _one_hot(best, mask)
+
+  diagonal = jnp.diagonal(kernel, axis1=1, axis2=2)
+  start = (diagonal, jnp.zeros((batch, seen.budget, length)), jnp.zeros(mask.shape, bool))
+  return jax.lax.fori_loop(0, seen.budget, step, start)[2].astype(jnp.float32)

@@ -1,0 +1,194 @@
+"""What all commands share: the --config flag, and mistakes of the user ended by one sentence instead of a traceback."""
+
+import difflib
+import io
+import logging
+import os
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+# Before libraries are imported that read their settings once.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import jax  # noqa: E402
+from absl import app, flags  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from rastp_jax import config as config_lib  # noqa: E402
+from rastp_jax.errors import InputError  # noqa: E402
+from rastp_jax.runtime import processes  # noqa: E402
+
+# What a process returns. 0: done; anything else that is not named here is a crash, like any program's.
+EXIT_MISTAKE = 2  # a person must act: a mistake in flags, settings or files, a full disk, a loss that is not finite
+EXIT_RESUME = 75  # the run is not over and nothing is wrong with it: run the same command again (sysexits' EX_TEMPFAIL)
+
+_COMPILATION_CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  None,
+  "Directory that keeps compiled programs, so that the next run of the same program starts at once.",
+)
+
+
+def define_config_flag() -> flags.FlagHolder:
+  """Defines --config=FILE and its --config.SECTION.FIELD=VALUE overrides; hand its value to `load_config`."""
+  return config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Python file with get_config(), variants after a colon, like configs/beauty.py:cpu,dense; override settings with "
+    f"--config.SECTION.FIELD=VALUE. {_settings_help()}",
+  )
+
+
+def _settings_help() -> str:
+  """All settings, where they are asked for."""
+  asked = any(argument.lstrip("-").startswith(("help", "?")) for argument in sys.argv[1:])
+  return f"All settings with their defaults:\n{config_lib.describe_settings()}" if asked else ""
+
+
+def define_host_flags() -> None:
+  """Defines the flags by which several processes find each other; `run` joins them before it calls `main`."""
+  flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where a cluster is not recognised by itself (TPU, SLURM)."
+  )
+  flags.DEFINE_integer("num_processes", None, "Processes of this run; 1: this one alone.", lower_bound=1)
+  flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+
+
+def load_config(flag_value: Any) -> config_lib.Config:
+  """Turns the value of the --config flag into checked settings.
+
+  Raises:
+    InputError: the flag was not given, or a value makes no sense.
+  """
+  if flag_value is None:
+    raise InputError("--config is missing: give a config file, like --config=configs/beauty.py.")
+  return config_lib.from_dict(flag_value)
+
+
+def require(flag: flags.FlagHolder, example: str) -> Any:
+  """A flag's value; raises InputError unless it was given."""
+  if not flag.value:
+    raise InputError(f"--{flag.name} is missing: give it like --{flag.name}={example}.")
+  return flag.value
+
+
+def command_line() -> str:
+  """The command that started this process, as results record it."""
+  return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+  """Parses flags, calls `main`, and exits with what it returns (None: 0).
+
+  A mistake in the flags, the config or the files (`InputError`) ends in one line on stderr and `EXIT_MISTAKE`; a run of
+  several processes that loses one of them in `EXIT_RESUME`.
+  """
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text; stderr does this by itself
+  _one_device_per_core()
+  # Orbax and TFDS log through absl too: show their warnings only.
+  absl_logging.get_absl_handler().addFilter(_ours_or_serious)
+  logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # hides "no GPU found"
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # one traceback per file when the disk is full
+
+  def guarded(argv: Sequence[str]):
+    try:
+      if len(argv) > 1:
+        raise InputError(f"{argv[1]!r} is not a flag: flags are written --name=value.")
+      if _COMPILATION_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.value)
+      if "coordinator_address" in flags.FLAGS:
+        processes.join(*(flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id")))
+      return main()
+    except InputError as error:
+      _fail(str(error))
+    except (RuntimeError, ValueError) as error:  # what JAX and Orbax raise when another process no longer answers
+      processes.abort_if_peer_lost(error, EXIT_RESUME)
+      raise
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _ours_or_serious(record: logging.LogRecord) -> bool:
+  ours = str(pathlib.Path(__file__).parents[1])
+  return record.levelno >= logging.WARNING or record.pathname.startswith(ours)
+
+
+def _one_device_per_core() -> None:
+  """On a CPU, makes each core a JAX device of its own (8 at most); without effect on accelerators.
+
+  Sharing a batch between single-threaded devices keeps cores busier than threads inside each operation: the
+  CPU-sized model trains faster so. XLA_FLAGS=--xla_force_host_platform_device_count=N goes before.
+  """
+  if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    devices = min(8, os.cpu_count() or 1)
+    jax.config.update("jax_num_cpu_devices", devices)
+    # A thread blocked in an all-reduce leaves XLA's pool; with one thread per core this has deadlocked. Use four per
+    # device, and no async dispatch.
+    os.environ.setdefault("NPROC", str(4 * devices))
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    _check_config_file(argv[1:])
+    return flags.FLAGS([argv[0], *config_lib.translate_arguments(argv[1:], _note)])
+  except InputError as error:
+    _fail(str(error))
+  except flags.IllegalFlagValueError as error:
+    _fail(_illegal_value(str(error)))
+  except flags.Error as error:
+    _fail(f"{error}: see --help for the flags there are.")
+  except Exception as error:  # whatever a config file's own code raises, under ml_collections' wrapping
+    last_line = str(error).strip().splitlines()[-1]
+    _fail(f"The config file cannot be used: {last_line}.")
+
+
+def _fail(sentence: str) -> NoReturn:
+  print("error:", " ".join(sentence.split()), file=sys.stderr)
+  sys.exit(EXIT_MISTAKE)
+
+
+def _note(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _check_config_file(arguments: Sequence[str]) -> None:
+  """Raises InputError where ml_collections would end in a traceback: the config file does not exist."""
+  for place, argument in enumerate(arguments):
+    if argument == "--":
+      return
+    name, _, value = argument.partition("=")
+    if name in ("--config", "-config"):
+      value = value or "".join(arguments[place + 1 : place + 2])
+      _check_file(value.partition(":")[0])
+
+
+def _check_file(path: str) -> None:
+  if pathlib.Path(path).is_file():
+    return
+  there = [str(file) for file in sorted((pathlib.Path(path).parent).glob("*.py"))]
+  near = difflib.get_close_matches(path, there, n=1)
+  hint = f"did you mean {near[0]}?" if near else "give the path of a config file, like configs/beauty.py."
+  raise InputError(f"There is no config file {path!r}: {hint}")
+
+
+def _illegal_value(message: str) -> str:
+  if "Traceback" in message:  # from inside a config file: what it raised stands in the last line
+    flag, last_line = message.split(":", 1)[0], message.strip().splitlines()[-1]
+    variant = re.match(r"flag (\S+\.py:?[\w,]*)", message)
+    reason = re.sub(r"^[\w.]*(Error|Exception): ", "", last_line)
+    return f"{variant[1] if variant else flag} cannot be used: {reason}."
+  match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+  found = config_lib.all_settings().get(match[1]) if match else None
+  if match is None or found is None:
+    return f"{message}: see --help for the values it takes."
+  kind = found.kind
+  expected = kind.__name__ if isinstance(kind, type) and kind.__module__ == "builtins" else str(kind)
+  return f"--config.{match[1]}={match[2]} cannot be read: expected {expected}."

@@ -1,0 +1,67 @@
+"""Requests to stop: SIGINT, SIGTERM and preemption."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Interrupted(BaseException):
+  """Raised by a signal inside `StopRequests.interrupting`."""
+
+
+class StopRequests:
+  """While this context is open, SIGTERM and SIGINT request a stop instead of ending the process.
+
+  A second SIGINT ends it.
+
+  With several processes, a signal to any of them stops all: JAX's preemption service, which listens to SIGTERM in each
+  of them, makes them agree on the step to stop after.
+  """
+
+  def __enter__(self) -> "StopRequests":
+    self._received: int | None = None
+    self._interrupts = False
+    self._alone = jax.process_count() == 1
+    self._before = {}
+    with contextlib.suppress(ValueError):  # handlers can only be set in the main thread
+      for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
+        self._before[number] = signal.signal(number, self._take)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def reason(self, steps: range) -> str:
+    """Why to stop after these steps, or "". Every process must ask after every dispatch, about the steps in it."""
+    if self._alone:
+      return f"stopped by {signal.Signals(self._received).name}" if self._received else ""
+    # The processes agree on a step, which is in the same dispatch for all of them.
+    reached = any(multihost_utils.reached_preemption_sync_point(step) for step in steps)
+    return "stopped by a signal to one of its processes" if reached else ""
+
+  @contextlib.contextmanager
+  def interrupting(self) -> Iterator[None]:
+    """Inside, a signal raises `Interrupted` at once: for work that takes long and can be repeated.
+
+    Without effect with several processes: they could no longer go on together.
+    """
+    self._interrupts = self._alone
+    try:
+      yield
+    finally:
+      self._interrupts = False
+
+  def _take(self, number: int, _) -> None:
+    self._received = number
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Not by `print`: the signal may have come in the middle of one.
+    os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping ...\n".encode())
+    if not self._alone:
+      os.kill(os.getpid(), signal.SIGTERM)
+    if self._interrupts:
+      raise Interrupted

@@ -1,0 +1,95 @@
+"""The interface of all methods of learning codes: fit, encode, save, load."""
+
+import abc
+import io
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from rastp_jax.config import SemanticIdsConfig
+from rastp_jax.runtime import files
+
+# Rows on the device at a time: bounds its memory at _BATCH x (features + width) floats for any number of items.
+_BATCH = 4096
+
+
+class Quantizer(abc.ABC):
+  """Turns vectors into `levels` codes each. A new method is one subclass and one line in `registry.py`.
+
+  Attributes:
+    method: the name in config.semantic_ids.method.
+    summary: one sentence about it.
+    options: its own settings, a dataclass of `config.setting`s that `settings.of(options)` gives; None without any. The
+      codes' file records their values.
+  """
+
+  method: ClassVar[str]
+  summary: ClassVar[str]
+  options: ClassVar[type | None] = None
+
+  @classmethod
+  @abc.abstractmethod
+  def fit(cls, embeddings: np.ndarray, settings: SemanticIdsConfig) -> Self:
+    """Learns codebooks; the same arguments on the same hardware give the same ones.
+
+    Args:
+      embeddings: (n_items, features) floats of any type; may be a memory map, of which only parts are read at a time.
+      settings: levels, codebook_size, seed, and the method's own options.
+    """
+
+  @property
+  @abc.abstractmethod
+  def widths(self) -> tuple[int, ...]:
+    """Codes per level, one number for each level; the levels may differ."""
+
+  @abc.abstractmethod
+  def encode(self, embeddings: np.ndarray) -> np.ndarray:
+    """Codes of (n, features) floats, also of items that `fit` never saw: int32 (n, levels), below `widths`."""
+
+  @abc.abstractmethod
+  def last_costs(self, embeddings: np.ndarray) -> np.ndarray:
+    """The cost of each code of the last level for each vector, given its earlier codes: float32 (n, widths[-1])."""
+
+  @abc.abstractmethod
+  def squared_errors(self, embeddings: np.ndarray) -> np.ndarray | None:
+    """Squared distance of each vector to its reconstruction from the first 1, 2, … codes: float32 (n, levels).
+
+    None for methods that reconstruct nothing.
+    """
+
+  @abc.abstractmethod
+  def arrays(self) -> dict[str, np.ndarray]:
+    """Everything that `from_arrays` needs."""
+
+  @classmethod
+  @abc.abstractmethod
+  def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+    """Rebuilds the quantizer from `arrays`."""
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes one .npz, whole or not at all; `registry.load` reads it."""
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {"method": np.array(self.method), **self.arrays()}
+    np.savez(buffer, **arrays)
+    files.write_atomic(path, buffer.getvalue())
+
+
+def in_batches(function: Callable[[np.ndarray], np.ndarray], embeddings: np.ndarray) -> np.ndarray:
+  """Applies a row-wise function to float32 batches of one static shape and puts the results end to end on the host."""
+  size = min(_BATCH, len(embeddings))
+  results = []
+  for start in range(0, len(embeddings), size):
+    batch = np.asarray(embeddings[start : start + size], np.float32)
+    padded = np.pad(batch, ((0, size - len(batch)), (0, 0)))
+    results.append(np.asarray(function(padded))[: len(batch)])
+  return np.concatenate(results)
+
+
+def sample(embeddings: np.ndarray, most: int, seed: int) -> np.ndarray:
+  """At most `most` rows, drawn without replacement and in their order: float32 (min(n, most), features)."""
+  if len(embeddings) <= most:
+    return np.asarray(embeddings, np.float32)
+  rows = np.sort(np.random.default_rng(seed).choice(len(embeddings), most, replace=False))
+  return np.asarray(embeddings[rows], np.float32)

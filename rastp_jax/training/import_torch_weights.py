@@ -1,0 +1,96 @@
+"""Weights of the published PyTorch model as a run of ours, to evaluate, recommend with, export or train further."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file
+
+from rastp_jax.config import Config
+from rastp_jax.data.histories import Histories
+from rastp_jax.errors import InputError
+from rastp_jax.model.encoder_decoder import EncoderDecoder
+from rastp_jax.model.factory import make_model
+from rastp_jax.model.torch_names import load_published
+from rastp_jax.runtime import files
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.training.plan import SavedProgress
+from rastp_jax.training.setup import make_setup
+from rastp_jax.training.step import to_saved
+from rastp_jax.training.workdir import Workdir
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Reads a state dict: arrays under their PyTorch names.
+
+  Args:
+    path: a .safetensors file, or an .npz.
+
+  Raises:
+    InputError: it is neither, cannot be read, or holds anything but finite numbers.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise InputError(f"There are no weights at {path}: give a .safetensors or .npz file.")
+  if path.suffix not in (".safetensors", ".npz"):
+    raise InputError(
+      f"{path} is not a .safetensors or .npz file (PyTorch's own are pickles, which can run code, and are not read): "
+      "convert it where PyTorch is, by safetensors.torch.save_file({k: v.clone().contiguous() for k, v in "
+      "torch.load(FILE)['state_dict'].items()}, 'weights.safetensors')."
+    )
+  try:
+    if path.suffix == ".npz":
+      with np.load(path, allow_pickle=False) as archive:
+        weights = {name: archive[name] for name in archive.files}
+    else:
+      weights = load_file(path)
+    weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
+  except Exception as error:  # zipfile, numpy and safetensors each raise their own kinds on a torn file
+    raise InputError(f"{path} cannot be read as weights ({type(error).__name__}: {error}): write it again.") from error
+  for name, value in weights.items():
+    if not np.isfinite(value).all():
+      raise InputError(f"{path} holds NaN or infinity in {name!r}: these weights cannot answer anything.")
+  return weights
+
+
+def import_weights(
+  config: Config,
+  histories: Histories,
+  semantic_ids: SemanticIds,
+  weights: Mapping[str, np.ndarray],
+  workdir: str | os.PathLike,
+  origin: str,
+) -> None:
+  """Makes a workdir that stands before its first step with these weights instead of random ones.
+
+  Args:
+    config: the sizes and settings they were trained with, like `configs/beauty.py:reference`.
+    histories: the prepared dataset.
+    semantic_ids: the codes they were trained with.
+    weights: from `read_weights`.
+    workdir: new or empty; made whole or not at all.
+    origin: where the weights come from, for imported.json.
+
+  Raises:
+    InputError: a weight is missing, left over or of another shape than config and codes ask for, or the workdir holds
+      something already.
+  """
+  setup = make_setup(config, histories, semantic_ids)
+  model = make_model(config, semantic_ids.widths, rngs=nnx.Rngs(0))
+  if not isinstance(model, EncoderDecoder):
+    raise InputError(
+      f"config.model.architecture={config.model.architecture!r} is not the published model's: give 'encoder_decoder'."
+    )
+  load_published(model, weights)
+  state = setup.state_with(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+  with files.new_directory(workdir) as path:
+    out = Workdir(path)
+    with out.claim(config, setup.lengths, setup.fingerprints) as checkpoints:
+      checkpoints.save(0, to_saved(state), SavedProgress())
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+      digest.update(name.encode() + np.ascontiguousarray(weights[name], "<f4").tobytes())
+    files.write_json(out.imported, {"weights": origin, "sha256": digest.hexdigest()})

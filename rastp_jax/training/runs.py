@@ -1,0 +1,153 @@
+"""From a config to its data, and from a workdir to a model that is ready to use."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from rastp_jax import config as config_lib
+from rastp_jax.batches.buckets import bucket_lengths
+from rastp_jax.config import Config, May
+from rastp_jax.config.fields import unknown
+from rastp_jax.data import histories as histories_lib
+from rastp_jax.data.histories import Histories
+from rastp_jax.errors import InputError
+from rastp_jax.model.interface import GenerativeModel
+from rastp_jax.runtime import processes, sharding
+from rastp_jax.semantic_ids import codes
+from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.training.step import abstract_model
+from rastp_jax.training.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+  """A trained model and everything it needs to answer.
+
+  Attributes:
+    config: the run's settings, with the overrides in force.
+    histories: the prepared dataset.
+    semantic_ids: its items' codes.
+    lengths: of the buckets that histories are read in, in items.
+    mesh: devices that hold a full copy of the model each.
+    model: with the parameters of the best checkpoint, replicated over the mesh.
+    step: at which they were saved.
+  """
+
+  config: Config
+  histories: Histories
+  semantic_ids: SemanticIds
+  lengths: tuple[int, ...]
+  mesh: Mesh
+  model: GenerativeModel
+  step: int
+
+
+def load_data(config: Config) -> tuple[Histories, SemanticIds]:
+  """Reads the prepared dataset and its semantic IDs, in every process of the run.
+
+  Raises:
+    InputError: in one of the processes they are missing, damaged or do not belong together, or its settings or data
+      are not those of the others; all of them raise it, and the sentence says what to run.
+  """
+  with processes.raise_on_all():
+    histories = histories_lib.load(config.data.data_dir, config.data.dataset)
+    semantic_ids = codes.load(
+      codes.semantic_ids_path(config),
+      dataset=config.data.dataset,
+      fingerprint=histories.fingerprint,
+      num_items=histories.num_items,
+    )
+  check_same(config, histories, semantic_ids)
+  return histories, semantic_ids
+
+
+def fingerprints(histories: Histories, semantic_ids: SemanticIds) -> dict[str, str]:
+  """What identifies a run's data, by name."""
+  return {"semantic IDs": semantic_ids.fingerprint, "dataset": histories.fingerprint}
+
+
+def check_same(config: Config, histories: Histories, semantic_ids: SemanticIds) -> None:
+  """Raises InputError in all processes if one of them has other settings or data than process 0."""
+  free = config_lib.differing_settings(May.HOST)
+  settings = {f"config.{name}": value for name, value in config_lib.flat(config).items() if name not in free}
+  processes.check_same({**settings, **fingerprints(histories, semantic_ids)})
+
+
+def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> SavedModel:
+  """Restores a workdir's best checkpoint.
+
+  Args:
+    workdir: of a training run, finished or still running.
+    overrides: "SECTION.FIELD=VALUE" settings that differ from the run's, within `overridable`.
+
+  Raises:
+    InputError: no run there, no readable checkpoint, other data than it was trained on, or an override that is unknown
+      or would change the trained weights' meaning.
+  """
+  run = Workdir(workdir)
+  trained = run.read_config()
+  config = override(trained, overrides)
+  histories, semantic_ids = load_data(config)
+  mesh = sharding.make_mesh()
+  graph, wanted = abstract_model(config, semantic_ids.widths, mesh)
+  _, there = abstract_model(trained, semantic_ids.widths, mesh)
+  missing = set(config_lib.flatten(wanted)) - set(config_lib.flatten(there))
+  if missing:
+    raise InputError(
+      f"reduction.method={config.reduction.method!r} has weights of its own ({sorted(missing)[0]}), which the run in "
+      f"{workdir} with reduction.method={trained.reduction.method!r} did not train: train with that method, or "
+      "override with one without weights."
+    )
+  restored = run.restore_params(there, fingerprints(histories, semantic_ids))
+  params = {name: value for name, value in restored.params.items() if name in wanted}
+  return SavedModel(
+    config=config,
+    histories=histories,
+    semantic_ids=semantic_ids,
+    lengths=bucket_lengths(config.data, histories),
+    mesh=mesh,
+    model=nnx.merge(graph, params),
+    step=restored.step,
+  )
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+  """The config with "SECTION.FIELD=VALUE" settings replaced and checked; former names are understood.
+
+  Raises:
+    InputError: a setting is unknown, its value makes no sense, or it may not differ from the run's.
+  """
+  allowed = config_lib.differing_settings(May.DECODE)
+  known = config_lib.all_settings()
+  assignments = []
+  for text in overrides:
+    name, value = config_lib.read_assignment(text, "--override", "eval.beam_width=50")
+    for current in config_lib.current_names(name):
+      if current not in known:
+        raise InputError(unknown(current, list(known)))
+      if current not in allowed:
+        raise InputError(
+          f"--override={text!r} would change what the weights were trained for: only {overridable()} may differ from "
+          "the run."
+        )
+    assignments.append((name, value))
+  return config_lib.with_values(config, assignments)
+
+
+def overridable() -> str:
+  """What decoding may change about a trained model, for people: sections where all their own settings may differ."""
+  allowed = config_lib.differing_settings(May.DECODE)
+  sections: dict[str, list[str]] = {}
+  for name in config_lib.all_settings():
+    sections.setdefault(name.partition(".")[0], []).append(name)
+  listed = []
+  for section, names in sections.items():
+    bound = [name for name in names if name not in allowed]
+    if all(name.count(".") > 1 for name in bound):  # options of single methods at most
+      listed.append(f"{section} (but not {', '.join(bound)})" if bound else section)
+    else:
+      listed += [name for name in names if name in allowed]
+  return ", ".join(listed)

@@ -1,0 +1,260 @@
+"""A run's directory: its files' names, who may write into it, and what is read from it.
+
+config.json                   the settings, with the bucket lengths that were chosen; written before the first step
+metrics.jsonl                 one JSON object per log line
+tensorboard/                  the same as curves
+profile/                      a trace of some steps, where one was asked for
+checkpoints/                  see checkpoint.py
+unreadable_checkpoints/       damaged ones, moved aside rather than deleted
+lock                          held by the process that trains here
+summary.json                  once finished: steps, speed, memory, best validation
+eval_test.json, eval_test.npz        an evaluation's metrics and every user's rank
+imported.json                 where the weights of an imported run come from
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rastp_jax import config as config_lib
+from rastp_jax.config import Config, May
+from rastp_jax.errors import InputError
+from rastp_jax.runtime import files, processes
+from rastp_jax.training import checkpoint
+from rastp_jax.training.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """Parameters for evaluation, like the target, and the step they were saved at."""
+
+  params: Any
+  step: int
+
+
+class Workdir:
+  """The directory of one run. Nothing is read or made before a method is called.
+
+  Args:
+    path: of the directory.
+
+  Raises:
+    InputError: no directory can have that name.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = files.check_path(path)
+    self.config = self.path / "config.json"
+    self.log = self.path / "metrics.jsonl"
+    self.tensorboard = self.path / "tensorboard"
+    self.profile = self.path / "profile"
+    self.checkpoints = self.path / "checkpoints"
+    self.unreadable_checkpoints = self.path / "unreadable_checkpoints"
+    self.lock = self.path / "lock"
+    self.summary = self.path / "summary.json"
+    self.imported = self.path / "imported.json"
+
+  @property
+  def files_of_training(self) -> tuple[pathlib.Path, ...]:
+    """The files that no other command may write."""
+    return self.config, self.summary, self.log, self.lock, self.imported
+
+  def __str__(self) -> str:
+    return str(self.path)
+
+  def evaluation(self, split: str) -> pathlib.Path:
+    """The metrics of an evaluation on "test" or "validation"."""
+    return self.path / f"eval_{split}.json"
+
+  def read_config(self) -> Config:
+    """The settings the run was trained with.
+
+    Raises:
+      InputError: there is no config.json, or it cannot be read.
+    """
+    if not self.config.exists():
+      raise InputError(f"{self} holds no training run (there is no {self.config}): give the --workdir of a run.")
+    advice = "put back a copy of it, or use another --workdir"
+    values = files.read_json(self.config, advice)
+    try:
+      return config_lib.from_dict(values)
+    except Exception as error:  # whatever settings that nobody wrote happen to raise
+      raise InputError(f"{self.config} cannot be read ({checkpoint.first_line(error)}): {advice}.") from error
+
+  def read_summary(self) -> dict[str, Any] | None:
+    """The summary of a finished run; None while the run goes on.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    if not self.summary.exists():
+      return None
+    advice = "put back a copy of it, or remove it and run the training again, which writes it"
+    values = files.read_json(self.summary, advice)
+    for name in ("steps", "samples", "seconds", "samples_per_second", "parameters", "step_bytes", "devices"):
+      # A version that measured less wrote fewer of them.
+      if not isinstance(values.get(name, 0), int | float) or isinstance(values.get(name), bool):
+        raise InputError(f"{self.summary} cannot be read ({name} is not a number): {advice}.")
+    return values
+
+  def read_log(self) -> dict[str, np.ndarray]:
+    """The log as columns.
+
+    Returns:
+      For every name that occurs in it, float64 (lines,), NaN in lines without it.
+
+    Raises:
+      InputError: there is no log, or a line of it cannot be read.
+    """
+    try:
+      lines = [files.parse_json(line) for line in self.log.read_bytes().splitlines()]
+      names = sorted({name for line in lines for name in line})
+      return {name: np.asarray([line.get(name, np.nan) for line in lines], np.float64) for name in names}
+    except OSError as error:
+      raise InputError(
+        f"{self.log} cannot be read ({error.strerror}): give the --workdir of a training run."
+      ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+      raise InputError(
+        f"{self.log} is damaged ({error}): remove the line, or resume the run, which mends it."
+      ) from error
+
+  @contextlib.contextmanager
+  def claim(self, config: Config, lengths: tuple[int, ...], fingerprints: Mapping[str, str]) -> Iterator[Checkpoints]:
+    """Claims the directory for this run: yields its checkpoints, and ends when everything is on disk.
+
+    Everything that can be wrong with it is found before anything in it is changed; then config.json is written. With
+    several processes all of them claim it, on a file system they share, and call the same methods.
+
+    Args:
+      config: the run's settings.
+      lengths: the bucket lengths that the run uses; config.json records them.
+      fingerprints: what identifies the run's data, by name, like {"semantic IDs": "3f…"}.
+
+    Raises:
+      InputError: the directory holds a run with another config or other data, is in use, or cannot be written; inside,
+        if a log can no longer be written.
+    """
+    recorded = dataclasses.replace(config, data=dataclasses.replace(config.data, bucket_lengths=tuple(lengths)))
+    with contextlib.ExitStack() as stack:
+      with processes.raise_on_all(), self._claim_errors():
+        self._check_config(config, recorded)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+          stack.enter_context(files.directory_lock(self.path, self.lock.name))
+      with self._claim_errors():
+        checkpoints = Checkpoints(
+          self.checkpoints,
+          self.unreadable_checkpoints,
+          keep=config.train.keep_checkpoints,
+          origin={"fingerprints": dict(fingerprints), "config": config_lib.to_dict(recorded)},
+        )
+      with processes.raise_on_all(), self._claim_errors():
+        for _, saved in checkpoints.metadata():
+          if not isinstance(saved, Exception):
+            self._check_fingerprints(saved.fingerprints, fingerprints)
+        if jax.process_index() == 0:
+          files.write_atomic(self.config, config_lib.to_json(recorded) + "\n")
+      stack.enter_context(checkpoints)
+      stack.enter_context(self._log_errors())
+      yield checkpoints
+
+  def restore_params(self, target: Any, fingerprints: Mapping[str, str] | None = None) -> Restored:
+    """Restores the best checkpoint's parameters (the latest's in a run without validation), and nothing else.
+
+    The run may be finished or still running.
+
+    Args:
+      target: pytree of `jax.ShapeDtypeStruct`s; their shardings decide where the parameters go, and their types what
+        they are rounded to.
+      fingerprints: of the data that they will be used with; see `claim`.
+
+    Raises:
+      InputError: there is no checkpoint, it cannot be read, or it was trained on other data.
+    """
+    if not self.checkpoints.is_dir():
+      raise InputError(f"{self} holds no checkpoint yet: train there first, or wait for its first one.")
+    with Checkpoints(self.checkpoints, self.unreadable_checkpoints, keep=None) as checkpoints:
+      for step, saved in checkpoints.metadata():
+        if isinstance(saved, Exception):
+          reason = checkpoint.first_line(saved)
+          warnings.warn(f"The checkpoint of step {step} cannot be read ({reason}) and is skipped.", stacklevel=2)
+          continue
+        self._check_fingerprints(saved.fingerprints, fingerprints or {})
+        best = saved.progress.best.best_step
+        step = step if best is None else best
+        return Restored(checkpoints.restore_params(step, target), step)
+    raise InputError(f"{self} holds no checkpoint that can be read: train there first, or wait for its first one.")
+
+  def check_room(self, target: Any) -> None:
+    """Raises InputError unless a checkpoint with arrays of these shapes fits on the disk."""
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
+    free = shutil.disk_usage(self.path).free
+    if free < needed:
+      raise InputError(
+        f"{self} has room for {free / 1e6:,.1f} MB, less than the {needed / 1e6:,.1f} MB of one checkpoint: make room "
+        "there, or choose another --workdir."
+      )
+
+  def _check_config(self, config: Config, recorded: Config) -> None:
+    """Raises InputError if the directory holds a run that a run with these settings would not continue.
+
+    Args:
+      config: as the user gave it.
+      recorded: with the bucket lengths in use, so that lengths that were left open equal those that were chosen.
+    """
+    if not self.config.exists():
+      if self.checkpoints.exists() and any(self.checkpoints.iterdir()):
+        raise InputError(f"{self} holds checkpoints but no config.json to compare with: use another --workdir.")
+      return
+    free = config_lib.differing_settings(May.RESUME) | ({"train.length"} if config.train.length_is_free() else set())
+    before = self.read_config()
+    # Lengths that a hand-written config.json leaves open are those that the data give.
+    now = config_lib.flat(recorded if before.data.bucket_lengths else config)
+    for name, was in config_lib.flat(before).items():
+      if was != now[name] and name not in free:
+        raise InputError(
+          f"{self} holds a run with config.{name}={was!r}, not {now[name]!r}: resume it with its own value, or train "
+          "in another --workdir."
+        )
+
+  def _check_fingerprints(self, trained: Mapping[str, str], now: Mapping[str, str]) -> None:
+    for name, value in now.items():
+      before = trained.get(name)
+      if before != value:
+        raise InputError(
+          f"{self} was trained with other {name} (fingerprint {str(before)[:12]}, now {value[:12]}): put the old ones "
+          "back, or train in another --workdir."
+        )
+
+  @contextlib.contextmanager
+  def _claim_errors(self) -> Iterator[None]:
+    """A directory that cannot be written is refused with a sentence, before training."""
+    try:
+      yield
+    except OSError as error:
+      raise InputError(
+        f"The workdir {self} cannot be written ({error.strerror}): choose another --workdir, or make room there."
+      ) from error
+
+  @contextlib.contextmanager
+  def _log_errors(self) -> Iterator[None]:
+    """Logs that can no longer be written end the run with a sentence; checkpoints have one of their own."""
+    try:
+      yield
+    except OSError as error:
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise
+      raise InputError(
+        f"{error.filename or self} cannot be written ({error.strerror}): make room and run the same command again, "
+        "which goes on from the last checkpoint."
+      ) from error

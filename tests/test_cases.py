@@ -1,0 +1,630 @@
+"""Files as people have them: each is read with the right values, or refused in a sentence that says what to do."""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from rastp_jax import config as config_lib
+from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
+from rastp_jax.data import histories, prepared
+from rastp_jax.data.sources import csv_files, detect
+from rastp_jax.errors import InputError
+from rastp_jax.prepare import prepare as prepare_all
+from rastp_jax.semantic_ids import health_plot
+
+ROWS = [(f"u{u}", f"i{k}", 100 + u + k) for u in range(3) for k in range(4)]
+READ = {f"u{u}": ["i0", "i1", "i2", "i3"] for u in range(3)}
+
+
+@pytest.fixture(autouse=True)
+def quick_plot(monkeypatch):
+  monkeypatch.setattr(health_plot, "draw", lambda *_: b"a picture")
+
+
+def lines(rows=ROWS, separator=",", header="user,item,timestamp") -> str:
+  head = [header.replace(",", separator)] if header else []
+  return "".join(f"{line}\n" for line in [*head, *(separator.join(map(str, row)) for row in rows)])
+
+
+def write(tmp_path, files: dict) -> pathlib.Path:
+  root = tmp_path / "raw"
+  for name, content in files.items():
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, pa.Table):
+      pa.parquet.write_table(content, path)
+      continue
+    content = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+  return root
+
+
+def data_config(tmp_path, **settings) -> DataConfig:
+  return DataConfig(**{"dataset": "mine", "data_dir": str(tmp_path / "data"), "k_core": 1, **settings})
+
+
+def read(tmp_path, files: dict, **settings) -> tuple[prepared.Prepared, dict[str, list[str]]]:
+  """The prepared dataset, and its histories by user, as item ids."""
+  config = data_config(tmp_path, **settings)
+  found, _ = detect.prepare_dataset(config, str(write(tmp_path, files)))
+  return found, by_user(found)
+
+
+def by_user(found: prepared.Prepared) -> dict[str, list[str]]:
+  names = found.item_ids
+  user_ids, items, offsets = found.histories()
+  parts = np.split(items, offsets[1:-1])
+  return {user: [names[k] for k in part] for user, part in zip(user_ids, parts, strict=True)}
+
+
+def refused(tmp_path, files: dict, sentence: str, **settings) -> None:
+  with pytest.raises(InputError, match=sentence) as caught:
+    read(tmp_path, files, **settings)
+  assert "\n" not in str(caught.value) and not (tmp_path / "data").exists()
+
+
+# Separators, headers and names of files.
+
+
+@pytest.mark.parametrize(("separator", "said"), list(csv_files.SEPARATORS.items()))
+@pytest.mark.parametrize("name", ["interactions.csv", "interactions.tsv.gz", "interactions.dat", "interactions.txt"])
+def test_separators_are_recognised_and_said(tmp_path, separator, said, name):
+  found, users = read(tmp_path, {name: lines(separator=separator)})
+  assert users == READ
+  assert (f"columns are separated by {said}" in found.describe()) == (separator != ",")
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|", "::"])
+def test_a_file_without_a_header_is_refused_until_its_columns_are_named(tmp_path, separator):
+  files = {"interactions.csv": lines([(u, t, i) for u, i, t in ROWS], separator, header="")}
+  refused(tmp_path, files, r"has no line of column names: its first line is .*u0.*i0.*with config.data.columns")
+  found, users = read(tmp_path, files, columns=("user", "timestamp", "item"))
+  assert users == READ and found.counts["interactions read"] == 12
+  refused(
+    tmp_path / "x", files, "has 3 columns in its first line.*config.data.columns names 2", columns=("user", "item")
+  )
+
+
+def test_yoochoose_keeps_its_first_row(tmp_path):
+  rows = [(s, f"2014-04-07T10:{50 + k}:09.277Z", 214536500 + k, 0) for s in (1, 2) for k in range(4)]
+  files = {"interactions.csv": lines(rows, header="")}
+  refused(tmp_path, files, "with config.data.columns")
+  _, users = read(tmp_path, files, columns=("user", "timestamp", "item", "_"))
+  assert users == {user: ["214536500", "214536501", "214536502", "214536503"] for user in "12"}
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", ""])
+@pytest.mark.parametrize(
+  "header", ["user, item , timestamp", '"user","item","timestamp"', "user_id:token,item_id:token,timestamp:float"]
+)
+def test_what_stands_around_names_is_no_part_of_them(tmp_path, mark, header):
+  text = lines([(user, f" {item}", f" {time} ") for user, item, time in ROWS], header=header)
+  assert read(tmp_path, {"interactions.csv": mark + text})[1] == READ
+
+
+def test_a_byte_order_mark_is_no_text_anywhere(tmp_path):
+  rows = "".join(json.dumps({"user": u, "item": i, "timestamp": t}) + "\n" for u, i, t in ROWS)
+  items = '\ufeff{"item": "i1", "title": "One"}\n'
+  found, users = read(tmp_path, {"interactions.jsonl": "\ufeff" + rows, "items.jsonl": items})
+  assert users == READ and found.items[1].title == "One"
+  refused(tmp_path / "x", {"interactions.csv": lines().encode("utf-16")}, "UTF-16 text: write the file again in UTF-8")
+
+
+@pytest.mark.parametrize("name", ["interactions.csv", "shop.inter"])
+def test_recbole(tmp_path, name):
+  header = "user_id:token,item_id:token,rating:float,timestamp:float"
+  log = lines([(u, i, 4, t) for u, i, t in ROWS], "\t", header)
+  item = 'item_id:token\ttitle:token_seq\tclass:token_seq\ni0\tTea "green\ttea hot\n'
+  found, users = read(tmp_path, {name: log, "shop.item": item}, categories_column="class")
+  assert users == READ and found.items[0].title == 'Tea "green' and found.items[0].categories == ("tea hot",)
+  assert "column 'user_id' is taken as user" in found.describe()
+
+
+def test_a_wrong_column_names_all_that_are_missing_and_the_separator(tmp_path):
+  refused(tmp_path, {"interactions.csv": lines(header="a,b,timestamp")}, r"has no columns 'user' and 'item': its col")
+  files = {"interactions.csv": lines(separator="#")}
+  refused(tmp_path, files, r"has no columns 'user' and 'item' and 'timestamp'.*config.data.separator to what separates")
+  assert read(tmp_path, files, separator="#")[1] == READ
+
+
+def table(rows=ROWS, **types) -> pa.Table:
+  names = ("user", "item", "timestamp")
+  return pa.table({n: pa.array(column, types.get(n)) for n, column in zip(names, zip(*rows, strict=True), strict=True)})
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    ("interactions.parquet/part-2.parquet", "interactions.parquet/part-10.parquet"),
+    ("interactions/day=1/x.parquet", "interactions/day=2/a.parquet"),
+    ("interactions-00000-of-00002.parquet", "interactions-00001-of-00002.parquet"),
+  ],
+)
+def test_parts_are_one_table_in_their_order(tmp_path, names):
+  files = {name: table(part) for name, part in zip(names, (ROWS[:5], ROWS[5:]), strict=True)}
+  found, users = read(
+    tmp_path, {**files, **({"interactions.parquet/_SUCCESS": ""} if "part" in names[0] else {})}, time_column=""
+  )
+  assert users == READ and "2 files" in found.describe()
+
+
+def test_parts_of_text_and_parts_that_differ(tmp_path):
+  files = {"interactions_1.csv": lines(ROWS[:5]), "interactions_2.csv.gz": lines(ROWS[5:])}
+  assert read(tmp_path, files)[1] == READ
+  other = {**files, "interactions_2.csv.gz": lines(ROWS[5:], header="user,item,when")}
+  refused(tmp_path / "x", other, "interactions_2.csv.gz has the columns user, item, when, and .*of one table")
+
+
+# Ids.
+
+
+@pytest.mark.parametrize("side", ["interactions", "items", "both"])
+def test_whole_numbers_are_the_same_with_and_without_a_fraction(tmp_path, side):
+  first, second = (".0" if side in ("interactions", "both") else ""), (".0" if side in ("items", "both") else "")
+  rows = [(u, f"{242 + k}{first}", k) for u in range(3) for k in range(4)]
+  items = "item,title\n" + "".join(f"{242 + k}{second},Film {k}\n" for k in range(4))
+  found, users = read(tmp_path, {"interactions.csv": lines(rows), "items.csv": items})
+  assert users == {str(u): ["242", "243", "244", "245"] for u in range(3)}
+  assert [item.title for item in found.items] == [f"Film {k}" for k in range(4)]
+
+
+def test_fractions_that_are_text_stay(tmp_path):
+  rows = [("u", item, k) for k, item in enumerate(["1.0", "1.10", "v2.0"])]
+  assert read(tmp_path, {"interactions.csv": lines(rows)})[1] == {"u": ["1.0", "1.10", "v2.0"]}
+
+
+def test_numbers_of_all_kinds_as_ids(tmp_path):
+  large = 2**63 + 5
+  rows = [(large + u, float(k), k) for u in range(3) for k in range(4)]
+  wanted = {str(large + u): ["0", "1", "2", "3"] for u in range(3)}
+  whole = table(rows, user=pa.uint64(), timestamp=pa.uint64())
+  assert read(tmp_path / "p", {"interactions.parquet": whole})[1] == wanted
+  text = "".join(json.dumps({"user": u, "item": i, "timestamp": t}) + "\n" for u, i, t in rows)
+  assert read(tmp_path / "j", {"interactions.jsonl": text})[1] == wanted
+  mixed = text.replace('"item": 3.0', '"item": 3')
+  assert read(tmp_path / "m", {"interactions.jsonl": mixed})[1] == wanted
+
+
+def test_files_that_share_no_id_are_refused(tmp_path):
+  files = {"interactions.csv": lines(), "items.csv": "item,title\nx,X\n"}
+  refused(tmp_path, files, "None of the 4 items .* look like 'x', and here like 'i0'")
+
+
+# Quotation marks.
+
+
+UNCLOSED = {
+  "in the last column": 'u0,i0,100,"bad\nu0,i1,101,ok\nu0,i2,102,ok\n',
+  "closed by another one": 'u0,i0,100,"bad\nu0,i1,101,ok\nu0,i2,102,"fine"\nu0,i3,103,ok\n',
+  "opened twice": 'u0,i0,100,"bad\nu0,i1,101,ok\nu0,i2,102,"worse\nu0,i3,103,ok\n',
+  "closed where a value ends": 'u0,i0,100,"bad\nu0,i1,101,ok\nu0,i2,102,"\nu0,i3,103,ok\n',
+  "after inches": 'u0,i9,99,5" pipe\nu0,i0,100,"bad\nu0,i1,101,ok\nu0,i2,102,"fine"\n',
+}
+
+
+@pytest.mark.parametrize("block", [16, 1 << 20])
+@pytest.mark.parametrize("case", UNCLOSED)
+def test_an_unclosed_quotation_mark_is_refused_with_its_line(tmp_path, monkeypatch, case, block):
+  monkeypatch.setattr(csv_files, "_BLOCK", block)
+  line = 3 if case == "after inches" else 2
+  text = "user,item,timestamp,review\n" + UNCLOSED[case]
+  refused(tmp_path, {"interactions.csv": text}, f"interactions.csv line {line} opens a quotation mark")
+
+
+@pytest.mark.parametrize("block", [16, 40, 1 << 20])
+@pytest.mark.parametrize(
+  "review",
+  ['"two\nlines, with a comma"', '"he said ""no"""', '5" pipe', '"a \\"word\\", quoted"', '""', '"1,2\n3,4"', "it's"],
+)
+def test_quotation_marks_that_are_closed_lose_nothing(tmp_path, monkeypatch, review, block):
+  monkeypatch.setattr(csv_files, "_BLOCK", block)
+  text = lines([(u, review, f'"{i}"', t) for u, i, t in ROWS], header="user,review,item,timestamp")
+  found, users = read(tmp_path, {"interactions.csv": text})
+  assert users == READ and found.counts["interactions read"] == 12
+
+
+def test_lines_of_a_description_are_not_taken_for_rows(tmp_path):
+  items = 'item,title,description\ni0,Tea,"One, with, commas\nline two, with comma, again\nend"\ni1,Pot,y\n'
+  found, _ = read(tmp_path, {"interactions.csv": lines(), "items.csv": items})
+  assert found.items[0].extra["description"].count("\n") == 2 and found.items[1].title == "Pot"
+  for rest in ('"Tea,x\ni1,Pot,y\ni2,Cup,z\n', '"Tea,x\ni1,Pot,y\ni2,"Cup",z\n', 'Tea,"x\ni1,Pot,y\ni2,Cup,"z"\n'):
+    files = {"interactions.csv": lines(), "items.csv": f"item,title,brand\ni0,{rest}"}
+    refused(tmp_path / f"{len(rest)}{rest[0]}", files, "items.csv line 2 opens a quotation mark")
+
+
+@pytest.mark.parametrize("escaped", ['"Tea \\"green\\""', '"Tea ""green"""'])
+def test_quotation_marks_inside_of_titles(tmp_path, escaped):
+  items = f'item,title\ni0,{escaped}\ni1,"plain, with a comma"\n'
+  found, _ = read(tmp_path, {"interactions.csv": lines(), "items.csv": items})
+  assert [item.title for item in found.items[:2]] == ['Tea "green"', "plain, with a comma"]
+
+
+# Times.
+
+
+@pytest.mark.parametrize(
+  ("form", "settings"),
+  [
+    (lambda t: f"2019-10-01 00:{t - 90:02d}:00 UTC", {}),
+    (lambda t: f" 2019-10-01 00:{t - 90:02d}:00 ", {}),
+    (lambda t: f"2019-10-01T00:{t - 90:02d}:00.1234567+00:00", {}),
+    (lambda t: f"{t}.0" if t % 2 else f" {t}", {}),
+    (lambda t: f"{t - 90}/02/2020 10:00", {"time_format": "%d/%m/%Y %H:%M"}),
+    (lambda t: f"02/{t - 90}/2020 10:00:00 PM", {"time_format": "%m/%d/%Y %I:%M:%S %p"}),
+    (lambda t: f"2020-01-{t - 90} 10:00:00.250", {"time_format": "%Y-%m-%d %H:%M:%S.%f"}),
+  ],
+)
+def test_times_as_people_write_them(tmp_path, form, settings):
+  # In the file, the newest comes first: only the time can order them.
+  rows = [(u, i, form(t)) for u, i, t in ROWS][::-1]
+  assert read(tmp_path / "c", {"interactions.csv": lines(rows)}, **settings)[1] == {
+    u: READ[u] for u in ("u2", "u1", "u0")
+  }
+  text = "".join(json.dumps({"user": u, "item": i, "timestamp": t}) + "\n" for u, i, t in rows)
+  assert len(read(tmp_path / "j", {"interactions.jsonl": text}, **settings)[1]["u0"]) == 4
+  assert read(tmp_path / "p", {"interactions.parquet": table(rows)}, **settings)[1]["u0"] == READ["u0"]
+
+
+def test_a_time_of_another_form_is_refused_with_its_line(tmp_path):
+  rows = [(u, i, f"0{t - 99}/02/2020") for u, i, t in ROWS]
+  refused(tmp_path, {"interactions.csv": lines(rows)}, r"row 1 has the timestamp '01/02/2020'.*config.data.time_format")
+  rows[7] = ("u1", "i3", "2020-02-05")
+  refused(tmp_path, {"interactions.csv": lines(rows)}, "line 9 cannot be read .*'2020-02-05'", time_format="%d/%m/%Y")
+
+
+def test_pairs_without_a_time_are_in_the_order_of_the_file(tmp_path):
+  files = {"interactions.csv": lines([(u, i) for u, i, _ in ROWS[::-1]], header="user,item")}
+  refused(tmp_path, files, "has no column 'timestamp'.*or to '' if the rows are in time order")
+  assert read(tmp_path, files, time_column="")[1]["u0"] == ["i3", "i2", "i1", "i0"]
+
+
+# Sessions.
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_sessions_with_their_events_inside(tmp_path, parquet):
+  rows = [
+    {"session": s, "events": [{"aid": k, "ts": 1661200010000 + 9 - k, "type": "clicks"} for k in range(4)]}
+    for s in range(3)
+  ]
+  files = {"interactions.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
+  if parquet:
+    files = {"interactions.parquet": pa.Table.from_pylist(rows)}
+  named = {"user_column": "session", "item_column": "aid", "time_column": "ts"}
+  for place, settings in enumerate((named, {})):
+    assert read(tmp_path / f"{place}", files, **settings)[1] == {str(s): ["3", "2", "1", "0"] for s in range(3)}
+
+
+# What is doubtful is said.
+
+
+@pytest.mark.parametrize(("name", "rows"), [("NA", 30), ("null", 25), ("0", 40), ("bot", 200)])
+def test_a_user_with_an_unlikely_share_is_named(tmp_path, name, rows):
+  many = ROWS + [(name, f"i{k % 4}", 900 + k) for k in range(rows)]
+  found, _ = read(tmp_path, {"interactions.csv": lines(many)})
+  said = found.describe()
+  assert f"the longest history, of user {name!r}, has {rows} items" in said and f"{12 + rows} interactions read" in said
+  assert f"WARNING: user {name!r} has {rows} of the {12 + rows} interactions" in said
+
+
+def test_usual_users_are_not_doubted(tmp_path):
+  rows = [(u, f"i{k % 7}", k) for u in range(12) for k in range(10 + 3 * u)]
+  found, _ = read(tmp_path, {"interactions.csv": lines(rows)})
+  assert "WARNING" not in found.describe() and "the longest history, of user '11', has 43 items" in found.describe()
+
+
+# The table of items.
+
+
+def test_the_first_of_an_items_rows_is_kept(tmp_path):
+  items = "".join(json.dumps({"item": i, "title": t}) + "\n" for i, t in [("i0", "A"), ("i1", "B"), ("i0", "C")])
+  found, _ = read(tmp_path, {"interactions.csv": lines(), "items.jsonl": items})
+  assert found.items[0].title == "A"
+  assert found.counts["rows of the items file with the id of an earlier row left out"] == 1
+
+
+def test_items_without_interactions_are_kept_on_request(tmp_path):
+  items = "item,title\n" + "".join(f"i{k},Tea {k}\n" for k in range(6))
+  files = {"interactions.csv": lines(), "items.csv": items}
+  assert read(tmp_path / "a", files)[0].num_items == 4
+  found, users = read(tmp_path / "b", files, keep_all_items=True)
+  assert users == READ and [item.item_id for item in found.items] == [f"i{k}" for k in range(6)]
+  assert found.items[5].title == "Tea 5" and found.counts["items without interactions kept (cold items)"] == 2
+
+
+def test_any_column_may_be_named_in_the_template(tmp_path):
+  items = "item,title,description,price,colour\ni0,Tea,Fresh,4.5,green\n"
+  config = whole(tmp_path, text_template="{title}: {description}; {colour}; {price}")
+  root = write(tmp_path, {"interactions.csv": lines(), "items.csv": items})
+  with pytest.raises(InputError, match=r"unknown field \{colour\}.*config.data.extra_columns"):
+    prepare_all(config, str(root))
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, extra_columns=("colour",)))
+  run = prepare_all(config, str(root))
+  assert dict(run.dataset.items[0].extra) == {"description": "Fresh", "price": "4.5", "colour": "green"}
+  from rastp_jax.semantic_ids import embeddings
+
+  assert embeddings.item_text(run.dataset.items[0], config.semantic_ids.text_template) == "Tea: Fresh; green; 4.5"
+  assert embeddings.item_text(run.dataset.items[1], config.semantic_ids.text_template) == ""
+
+
+# Which row is which item.
+
+
+def whole(tmp_path, **semantic_ids) -> Config:
+  settings = SemanticIdsConfig(**{"levels": 2, "codebook_size": 8, "text_dims": 8, **semantic_ids})
+  return Config(data=data_config(tmp_path), semantic_ids=settings)
+
+
+def shop(tmp_path) -> tuple[pathlib.Path, np.ndarray, list[str]]:
+  """40 items in two categories, named by the interactions in another order than by the items file."""
+  names = [f"i{k:02d}" for k in range(40)]
+  rng = np.random.default_rng(0)
+  order = [rng.permutation(np.arange(u % 5, 40, 5)) for u in range(60)]
+  rows = [(f"u{u}", names[k], t) for u, some in enumerate(order) for t, k in enumerate(some)]
+  items = "item,title,categories\n" + "".join(
+    f"{n},thing {k},{'tea' if k < 20 else 'ink'}\n" for k, n in enumerate(names)
+  )
+  vectors = np.where(np.arange(40)[:, None] < 20, 1.0, -1.0) * np.ones((1, 8)) + 0.1 * rng.normal(size=(40, 8))
+  return write(tmp_path, {"interactions.csv": lines(rows), "items.csv": items}), vectors.astype(np.float32), names
+
+
+def test_rows_of_vectors_follow_the_items_file(tmp_path):
+  root, vectors, names = shop(tmp_path)
+  np.save(tmp_path / "rows.npy", vectors)
+  np.savez(tmp_path / "rows.npz", embeddings=vectors)
+  back = np.arange(40)[::-1]
+  np.savez(tmp_path / "ids.npz", embeddings=np.concatenate([vectors, vectors])[:45], ids=[*names, *"abcde"])
+  np.savez(tmp_path / "back.npz", embeddings=vectors[back], ids=np.array(names)[back])
+  made, said = {}, {}
+  for name in ("rows.npy", "rows.npz", "ids.npz", "back.npz"):
+    config = whole(tmp_path, embeddings=str(tmp_path / name), collaborative_weight=0.3)
+    data = dataclasses.replace(config.data, data_dir=str(tmp_path / name.replace(".", "_")))
+    run = prepare_all(dataclasses.replace(config, data=data), str(root))
+    made[name], said[name] = run.semantic_ids.fingerprint, run.describe()
+    assert not [line for line in run.codes.metrics["advice"] if "ALONE" in line]
+  assert len(set(made.values())) == 1
+  assert "rows of rows.npy are taken by the order of the items file" in said["rows.npy"]
+  assert "taken by item id; 5 that are not items of this dataset are left out" in said["ids.npz"]
+  assert prepare_all(dataclasses.replace(config, data=data)).codes.reused  # without the raw files
+
+
+def test_rows_in_a_wrong_order_are_told_although_histories_are_joined(tmp_path):
+  root, vectors, names = shop(tmp_path)
+  np.savez(tmp_path / "e.npz", embeddings=vectors, ids=np.random.default_rng(5).permutation(names))
+  run = prepare_all(whole(tmp_path, embeddings=str(tmp_path / "e.npz"), collaborative_weight=0.5), str(root))
+  assert "The embeddings ALONE say almost nothing" in run.describe()
+
+
+def test_rows_without_a_known_order_are_refused(tmp_path):
+  root, vectors, names = shop(tmp_path)
+  np.save(tmp_path / "rows.npy", vectors)
+  np.save(tmp_path / "short.npy", vectors[:-1])
+  np.save(tmp_path / "codes.npy", np.stack(np.divmod(np.arange(40), 8), 1))
+  with pytest.raises(InputError, match="short.npy has 39 rows, expected 40, one per row of the items file"):
+    prepare_all(whole(tmp_path, embeddings=str(tmp_path / "short.npy")), str(root))
+  (root / "items.csv").unlink()
+  other = tmp_path / "other"
+  with pytest.raises(InputError, match="rows.npy does not say which row is which item.*give an .npz with .* as ids"):
+    prepare_all(whole(other, embeddings=str(tmp_path / "rows.npy")), str(root))
+  with pytest.raises(InputError, match=r"codes.npy does not say which row is which item.*give index.json"):
+    prepare_all(whole(other), str(root), str(tmp_path / "codes.npy"))
+
+
+def index_of(keys, table) -> str:
+  return json.dumps({key: [f"<a_{a}>", f"<b_{b}>"] for key, (a, b) in zip(keys, table.tolist(), strict=True)})
+
+
+@pytest.mark.parametrize("kind", ["ids", "more ids", "rows", "npy"])
+def test_codes_are_matched_by_name_or_by_rows_where_that_is_evident(tmp_path, kind):
+  root, _, names = shop(tmp_path)
+  table = np.stack(np.divmod(np.arange(40), 8), 1)
+  file = tmp_path / ("codes.npy" if kind == "npy" else "index.json")
+  if kind == "npy":
+    np.save(file, table)
+  else:
+    keys = {"ids": names, "more ids": [*names, "x", "y"], "rows": list(map(str, range(40)))}[kind]
+    file.write_text(index_of(keys, np.concatenate([table, table[:2]])[: len(keys)]))
+  run = prepare_all(whole(tmp_path), str(root), str(file))
+  by_name = dict(zip(run.dataset.item_ids, run.semantic_ids.codes.tolist(), strict=True))
+  assert by_name == dict(zip(names, table.tolist(), strict=True))
+  said = {
+    "ids": "",
+    "more ids": "are taken by item id; 2 that are not items of this dataset are left out",
+    "rows": "are taken by row: its keys are exactly 0 to 39, the rows of the items file counted from 0",
+    "npy": "codes of codes.npy are taken by the order of the items file",
+  }
+  assert said[kind] in run.describe()
+
+
+# No text.
+
+
+@pytest.mark.parametrize(
+  "settings", [{}, {"method": "random"}, {"collaborative_weight": 1.0}, {"embeddings": "tfidf_svd", "method": "random"}]
+)
+def test_a_dataset_without_text_gets_codes(tmp_path, settings):
+  root, _, _ = shop(tmp_path)
+  (root / "items.csv").unlink()
+  config = whole(tmp_path, **settings)
+  run = prepare_all(config, str(root))
+  assert ("no item has a text: codes are made from what users take together" in run.describe()) == (
+    settings.get("method") != "random"
+  )
+  again = prepare_all(config)
+  assert again.codes.reused and again.semantic_ids.fingerprint == run.semantic_ids.fingerprint
+  if not settings:
+    alone = whole(tmp_path / "x", collaborative_weight=1.0)
+    assert prepare_all(alone, str(root)).semantic_ids.fingerprint == run.semantic_ids.fingerprint
+    assert run.codes.metrics["shared_prefix"]["ratio"] > 1.5
+
+
+# Published sets.
+
+
+def test_movielens(tmp_path):
+  ratings = [(u, m, 3, 881250949 + 10 * u + m) for u in (1, 2, 3) for m in (11, 12, 13, 14)]
+  wanted = {str(u): ["11", "12", "13", "14"] for u in (1, 2, 3)}
+  flags = "|".join("1" if k in (3, 5) else "0" for k in range(19))
+  film = f'11|Amélie, "the" film (2001)|01-Jan-1995||http://x|{flags}\n'.encode("latin-1")
+  k100 = {"ml-100k/u.data": lines(ratings, "\t", ""), "ml-100k/u.item": film}
+  m1 = {
+    "ratings.dat": lines(ratings, "::", ""),
+    "movies.dat": '11::Amélie, "the" film (2001)::Animation|Comedy\n'.encode("latin-1"),
+  }
+  m20 = {
+    "ratings.csv": lines(ratings, ",", "userId,movieId,rating,timestamp"),
+    "movies.csv": 'movieId,title,genres\n11,"Amélie, ""the"" film (2001)",Animation|Comedy\n'
+    "12,Other,(no genres listed)\n",
+  }
+  for place, files in enumerate((k100, m1, m20)):
+    found, users = read(tmp_path / f"{place}", files)
+    assert users == wanted, place
+    assert found.items[0].title == 'Amélie, "the" film (2001)' and found.items[0].categories == ("Animation", "Comedy")
+
+
+def test_amazon_2018(tmp_path):
+  reviews = [{"reviewerID": u, "asin": i, "unixReviewTime": t, "overall": 5.0} for u, i, t in ROWS]
+  meta = {
+    "asin": "i0",
+    "title": "Tea &amp; pot",
+    "brand": "Nambu",
+    "category": ["Kitchen", "Tea"],
+    "description": ["Fresh.", "Green."],
+    "feature": ["50 bags"],
+    "price": "$4.50",
+  }
+  files = {
+    "Tea_5.json.gz": "".join(json.dumps(row) + "\n" for row in reviews),
+    "meta_Tea.json.gz": json.dumps(meta) + "\n",
+  }
+  found, users = read(tmp_path, files)
+  item = found.items[0]
+  assert users == READ and (item.title, item.brand, item.categories) == ("Tea & pot", "Nambu", ("Kitchen > Tea",))
+  assert dict(item.extra) == {"description": "Fresh. Green.", "features": "50 bags", "price": "$4.50"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("described", [True, False])
+def test_amazon_2023(tmp_path, kind, described):
+  rows = [
+    {
+      "rating": 5.0,
+      "title": "x",
+      "images": [],
+      "asin": f"v{i}",
+      "parent_asin": i,
+      "user_id": u,
+      "timestamp": 10**12 + t,
+    }
+    for u, i, t in ROWS
+  ]
+  meta = [
+    {"main_category": "All Beauty", "title": "Tea", "features": ["50 bags"], "description": [], "price": 4.0,
+     "store": "N", "categories": ["Kitchen", "Tea"], "details": {"a": 1}, "parent_asin": "i0"},
+    {"main_category": "All Beauty", "title": None, "features": [], "description": ["d"], "price": None, "store": None,
+     "categories": [], "details": {}, "parent_asin": "i1"},
+  ]  # fmt: skip
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  if kind == "csv":
+    text = lines([(u, i, 5.0, 10**12 + t) for u, i, t in ROWS], header="user_id,parent_asin,rating,timestamp")
+  files = {f"All_Beauty.{kind}.gz": text}
+  if described:
+    files["meta_All_Beauty.jsonl"] = "".join(json.dumps(row) + "\n" for row in meta)
+  found, users = read(tmp_path, files)
+  assert users == READ
+  if described:
+    one, two, *_ = found.items
+    assert (one.title, one.brand, one.categories) == ("Tea", "N", ("Kitchen > Tea",))
+    assert dict(one.extra) == {"features": "50 bags", "price": "4"} and dict(two.extra) == {"description": "d"}
+    assert two.title == "" and two.categories == ("All Beauty",)
+
+
+# What is held out.
+
+
+def test_consecutive_repeats_are_dropped_on_request(tmp_path):
+  items = ["a", "a", "b", "b", "b", "a", "c"]
+  files = {"interactions.csv": lines([("u", item, t) for t, item in enumerate(items)])}
+  assert read(tmp_path / "a", files)[1] == {"u": items}
+  found, users = read(tmp_path / "b", files, repeats="consecutive")
+  assert users == {"u": ["a", "b", "a", "c"]}
+  assert found.counts["consecutive interactions with the same item left out"] == 3
+
+
+LOG = [
+  *[("early", f"i{k}", 10 + k) for k in range(4)],  # nothing after the cut: for training
+  *[("both", f"i{k}", 17 + k) for k in range(6)],  # 17, 18, 19 | 20, 21, 22
+  *[("late", f"i{k}", 30 + k) for k in range(4)],  # nothing before it: left out
+  *[("cold", item, t) for item, t in (("i0", 11), ("i1", 12), ("new", 25))],
+]
+
+
+@pytest.mark.parametrize("cut", ["20", "0.47", "1970-01-01T00:00:20"])
+def test_a_split_by_time(tmp_path, cut):
+  found, users = read(tmp_path, {"interactions.csv": lines(LOG)}, split="time", time_cut=cut)
+  assert list(users) == ["both", "cold", "early"] and users["both"] == ["i0", "i1", "i2", "i3"]
+  data = histories.read(found)
+  assert data.num_users == 2 and list(data.user_ids) == ["both", "cold"]
+  names = np.array(found.item_ids)
+  _, ends = data.spans("test")
+  assert names[data.items[ends - 1]].tolist() == ["i3", "new"]
+  _, ends = data.spans("validation")
+  assert names[data.items[ends - 1]].tolist() == ["i2", "i1"]
+  regions = [names[data.items[a:b]].tolist() for a, b in zip(*data.training_spans(), strict=True)]
+  assert regions == [["i0", "i1"], ["i0"], ["i0", "i1", "i2", "i3"]]
+  assert found.counts["test targets that training never sees (cold items)"] == 1
+  with pytest.raises(
+    InputError, match="prepared with data.split='time', but now data.split='leave_one_out' is asked for"
+  ):
+    detect.prepare_dataset(data_config(tmp_path))
+
+
+def test_nothing_is_held_out_on_request(tmp_path):
+  found, _ = read(tmp_path, {"interactions.csv": lines()}, hold_out=0)
+  data = histories.read(found)
+  first, stop = data.training_spans()
+  assert (stop - first).tolist() == [4, 4, 4] and data.num_users == 0
+  for split in ("validation", "test"):
+    with pytest.raises(InputError, match=r"holds nothing out \(data.hold_out=0\)"):
+      data.spans(split)
+  assert found.fingerprint != read(tmp_path / "x", {"interactions.csv": lines()})[0].fingerprint
+
+
+@pytest.mark.parametrize(
+  ("settings", "sentence"),
+  [
+    ({"hold_out": 1}, "data.hold_out=1"),
+    ({"time_cut": "soon"}, "data.time_cut='soon' is not a moment"),
+    ({"split": "random"}, "data.split='random' is not known"),
+  ],
+)
+def test_splits_that_make_no_sense(settings, sentence):
+  with pytest.raises(InputError, match=sentence):
+    config_lib.from_dict({"data": settings})
+
+
+def test_a_split_by_time_needs_times_and_somebody_to_evaluate(tmp_path):
+  refused(
+    tmp_path, {"interactions.csv": lines()}, "has no user with two interactions before", split="time", time_cut="1"
+  )
+  files = {"sequences.txt": "1 1 2 3\n", "items.jsonl": "".join(f'{{"item_id": {k}}}\n' for k in (1, 2, 3))}
+  refused(tmp_path / "x", files, "has no times, which data.split='time' needs", split="time")
+
+
+def test_younger_settings_at_their_defaults_change_no_fingerprint(tmp_path):
+  found, _ = read(tmp_path, {"interactions.csv": lines()})
+  assert set(found.settings) == {
+    "user_column", "item_column", "time_column", "title_column", "brand_column", "categories_column", "k_core",
+    "min_length", "repeats",
+  }  # fmt: skip
+
+
+def test_other_files_beside_the_interactions_do_no_harm(tmp_path):
+  files = {"interactions.csv": lines(), "notes.csv": b"benutz\xfcr\n", "more.jsonl.gz": gzip.compress(b"x")[:-3]}
+  assert read(tmp_path, files)[1] == READ
