@@ -4,7 +4,7 @@
 cpu         a model that trains usefully on 2 cores within 40 minutes
 reference   the published code's behaviour, quirk by quirk
 dense       no reduction, to compare with
-items       one token per item, the sum of its codes' embeddings, from the first block on
+items       after the first block one token per item, the sum of its tokens
 """
 
 from rastp_jax import config as config_lib
@@ -70,7 +70,8 @@ def dense(config):
 
 def items(config):
   config.reduction.method = "item_sum"
-  config.reduction.after_block = (-1,)
+  config.reduction.after_block = (0,)
+  config.reduction.keep_ratio = (1.0,)  # the method settles the budget
   config.reduction.positions = "item"
 
 
