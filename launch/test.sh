@@ -8,5 +8,5 @@ echo "== Checking words (docs/words.txt)"
 .venv/bin/codespell
 echo "== Checking types"
 .venv/bin/pyright
-echo "== Running the tests (about seven minutes on 2 cores)"
+echo "== Running the tests (about ten minutes on 2 cores)"
 exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -16,7 +16,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "32"  # threads that the fake devices share: see rastp_jax/runtime/cli.py
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # made by the first process, shared with those that it starts
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rastp_jax_compiled_")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -27,6 +26,9 @@ import pytest  # noqa: E402
 
 # Every jaxtyping signature of the model is checked while the tests run; in production it costs nothing.
 jaxtyping.install_import_hook("rastp_jax.model", "beartype.beartype")
+
+# The files whose tests compute with our code alone; Optax relies on promotion, so training cannot be strict.
+_STRICT_DTYPES = {"test_batches.py", "test_model.py", "test_parity.py", "test_products.py", "test_reduction.py"}
 
 _DIFFERENCES = pytest.StashKey[dict]()
 
@@ -39,7 +41,14 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(items):
   """The longest files come first, so that no process is left with one of them when the other has ended."""
-  longest = ("test_end_to_end.py", "test_hosts.py", "test_training.py")
+  longest = (
+    "test_end_to_end.py",
+    "test_hosts.py",
+    "test_training.py",
+    "test_interactions.py",
+    "test_reduction.py",
+    "test_experiments.py",
+  )
   items.sort(key=lambda item: item.path.name not in longest)
 
 
@@ -47,6 +56,15 @@ def pytest_configure(config):
   config.stash[_DIFFERENCES] = {}
   if config.getoption("--differences") and config.getoption("numprocesses", None):
     raise pytest.UsageError("--differences collects in one process: add --numprocesses=0.")
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes(request):
+  """No silent promotion of dtypes."""
+  import jax
+
+  with jax.numpy_dtype_promotion("strict" if request.path.name in _STRICT_DTYPES else "standard"):
+    yield
 
 
 @pytest.fixture(scope="session")

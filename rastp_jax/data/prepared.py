@@ -204,8 +204,10 @@ def find_prepared(data_dir: str, dataset: str) -> Prepared | None:
   histories, items = (table(config=dataset, data_dir=data_dir) for table in (ReviewHistories, ReviewItems))
   if not (histories.data_path.exists() and items.data_path.exists()):
     return None
-  facts = dict(histories.info.metadata)
-  if items.info.metadata["fingerprint"] != facts["fingerprint"]:
+  metadata, items_metadata = histories.info.metadata, items.info.metadata
+  assert metadata is not None and items_metadata is not None  # `_ReviewTable._table_info` gives every table one
+  facts: dict[str, Any] = dict(metadata)
+  if items_metadata["fingerprint"] != facts["fingerprint"]:
     raise InputError(
       f"{histories.data_path} and {items.data_path} were prepared from different files: remove both and prepare again."
     )
@@ -359,7 +361,8 @@ def _write(builder: _ReviewTable, aside: pathlib.Path) -> pathlib.Path:
 def _read(directory: str, num_rows: int) -> Iterator[dict[str, Any]]:
   """Yields a table's rows, read a few thousand at a time."""
   try:
-    rows = tfds.builder_from_directory(directory).as_data_source(split=_SPLIT)
+    # A decorator of TFDS's hides the method's parameters.
+    rows = tfds.builder_from_directory(directory).as_data_source(split=_SPLIT)  # pyright: ignore[reportCallIssue]
     if len(rows) != num_rows:
       raise ValueError(f"{len(rows)} rows of {num_rows}")
     with raw_files.progress_bar(num_rows, "Loading", " rows") as bar:

@@ -98,10 +98,11 @@ class Split:
     return Rows(user_ids, items, offsets, 0, notes=(note,))
 
   def _by_time(self, raw: RawData, where: str) -> Rows:
-    if raw.times is None or not len(raw.times):
+    times = raw.times
+    if times is None or not len(times):
       raise InputError(f"{where} has no times, which data.split='time' needs: use data.split='leave_one_out'.")
-    moment = self._moment(raw)
-    sums = np.concatenate([[0], np.cumsum(raw.times < moment)])
+    moment = self._moment(times)
+    sums = np.concatenate([[0], np.cumsum(times < moment)])
     before = sums[raw.offsets[1:]] - sums[raw.offsets[:-1]]  # a user's times rise, so that these come first
     after = np.diff(raw.offsets) - before
     evaluated = np.flatnonzero((before >= MIN_ITEMS - 1) & (after >= 1))
@@ -129,11 +130,11 @@ class Split:
       "interactions after data.time_cut left out": int(after.sum()) - len(evaluated),
       "test targets that training never sees (cold items)": int((~seen[items[stops - 1]]).sum()),
     }
-    note = f"split at {self._shown(moment, raw)}: what comes before is for training"
+    note = f"split at {self._shown(moment, times)}: what comes before is for training"
     return Rows(raw.user_ids.take(pa.array(users)), items, offsets, len(evaluated), counts, (note,))
 
-  def _moment(self, raw: RawData) -> float:
-    times, text = raw.times, self.time_cut.strip()
+  def _moment(self, times: np.ndarray) -> float:
+    text = self.time_cut.strip()
     try:
       number = float(text)
     except ValueError:
@@ -145,8 +146,8 @@ class Split:
     place = min(int(len(times) * (1 - number)), len(times) - 1)
     return np.partition(times, place)[place]
 
-  def _shown(self, moment: float, raw: RawData) -> str:
-    seconds = float(moment) / _unit(raw.times)
+  def _shown(self, moment: float, times: np.ndarray) -> str:
+    seconds = float(moment) / _unit(times)
     if not 1e8 < seconds < 1e10:  # numbers that are not times of day count as they are
       return f"{moment:g}"
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -150,9 +150,9 @@ def run_command(command: RunCommand) -> None:
   """
   process = subprocess.Popen([sys.executable, "-m", *command.arguments], stderr=subprocess.PIPE, text=True)
   before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # or it would outlive this process
+  assert process.stderr is not None  # a pipe
   last = ""
   try:
-    assert process.stderr is not None  # a pipe
     for line in process.stderr:
       sys.stderr.write(line)
       last = line.strip() or last
@@ -162,6 +162,7 @@ def run_command(command: RunCommand) -> None:
     raise InputError(f"{command.title} was interrupted: {_go_on()}.") from None
   finally:
     signal.signal(signal.SIGTERM, before)
+    process.stderr.close()
   if code < 0:
     raise InputError(f"{command.title} was stopped by {signal.Signals(-code).name}: {_go_on()}.")
   if code:

@@ -155,7 +155,8 @@ def load(
       "point config.data.data_dir to where they are."
     )
   try:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: numpy leaves a file open that turns out not to be a whole .npz.
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
       codes, widths, provenance = (file[name] for name in _FIELDS)
       learned = file[_LEARNED] if _LEARNED in file else codes[:, :-1]
     provenance = _with_current_names(json.loads(str(provenance)))

@@ -76,7 +76,7 @@ def sentence_transformer(texts: Sequence[str], model: str) -> np.ndarray:
   """
   try:
     # Imported here: an optional extra that pulls in PyTorch.
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise InputError(
       "semantic_ids.embeddings='sentence_transformers' needs the package sentence-transformers: install it by `pip "
@@ -114,7 +114,11 @@ def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> np.ndarray:
 
   frequent = 2 if len(texts) > 1000 else 1  # words of a single item cannot say what items have in common
   vectorizer = TfidfVectorizer(
-    sublinear_tf=True, ngram_range=(1, 2), min_df=frequent, max_features=50_000, dtype=np.float32
+    sublinear_tf=True,
+    ngram_range=(1, 2),
+    min_df=frequent,
+    max_features=50_000,
+    dtype=np.float32,  # pyright: ignore[reportArgumentType] (scikit-learn has no types; its default is guessed from)
   )
   try:
     weights = vectorizer.fit_transform(texts)

@@ -75,11 +75,11 @@ def read(
   table = table.astype(np.int32)
   widths = tuple(int(top) + 1 for top in table.max(0))
   counted = collisions.is_disambiguated(table)
-  _, sizes, order, first = collisions.group_rows(table)
+  _, sizes, grouped, first = collisions.group_rows(table)
   if sizes.max() == 1:
     return SemanticIds(table, widths, dict(provenance), table[:, :-1] if counted else table)
   if settings.collisions == "reassign":
-    one, other = order[first[sizes.argmax()] :][:2]
+    one, other = grouped[first[sizes.argmax()] :][:2]
     raise InputError(
       f"{path} gives items {item_ids[one]!r} and {item_ids[other]!r} the same codes {table[one].tolist()} "
       f"({int(sizes[sizes > 1].sum())} such items), and only the codebooks they came from could tell which free codes "
@@ -135,13 +135,15 @@ def _read_index(path: pathlib.Path, item_ids: Sequence[str], order: Order, notes
     tokens = index[key] if isinstance(index[key], list) else [index[key]]
     found = [_TOKEN.fullmatch(token) if isinstance(token, str) else None for token in tokens]
     depth = len(rows[0]) if rows else len(tokens)
+    matches = [match for match in found if match is not None]
     # <a_…> is level 0, <b_…> level 1 and so on.
-    if not found or None in found or "".join(match[1] for match in found) != string.ascii_lowercase[:depth]:
+    letters = "".join(match[1] for match in matches)
+    if not found or len(matches) < len(found) or letters != string.ascii_lowercase[:depth]:
       raise InputError(
         f"{path} gives item {item_id!r} the codes {index[key]!r}, expected {depth or 'some'} like "
         '["<a_12>", "<b_3>"], one per level, the same number for each item.'
       )
-    rows.append([int(match[2]) for match in found])
+    rows.append([int(match[2]) for match in matches])
   return np.array(rows, np.int64)
 
 

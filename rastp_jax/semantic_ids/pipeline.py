@@ -209,7 +209,7 @@ def find_inputs(
   settings: SemanticIdsConfig, dataset: Prepared, source: Source | None = None, codes_file: str | None = None
 ) -> Inputs:
   """Finds the vectors that the settings ask for, or the user's own codes, and where they come from."""
-  known = {
+  known: dict[str, Any] = {
     "dataset": dataset.dataset,
     "dataset_fingerprint": dataset.fingerprint,
     "created_by": _CREATED_BY,

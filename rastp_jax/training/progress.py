@@ -158,8 +158,7 @@ class Progress:
       )
 
   def close(self) -> None:
-    """Reports what is left and closes the files."""
-    self.flush()
+    """Closes the files; `flush` before it reports what is left."""
     self._reader.shutdown()
     if self._writes:
       self._lines.close()

@@ -64,7 +64,11 @@ def train(
       after too many steps in a row that are not finite.
   """
   config, plan = setup.config, setup.plan
-  with workdir.claim(config, setup.lengths, setup.fingerprints) as checkpoints, StopRequests() as requests:
+  with (
+    workdir.claim(config, setup.lengths, setup.fingerprints) as checkpoints,
+    StopRequests() as requests,
+    contextlib.ExitStack() as at_the_end,
+  ):
     # 1. Where the run stands. A resumed one never makes weights only to drop them.
     with processes.raise_on_all():
       workdir.check_room(setup.saved_shapes)
@@ -93,6 +97,7 @@ def train(
     )
     clock = Clock(saved.seconds)
     progress = Progress(workdir.log, workdir.tensorboard, plan, clock, saved, learning_rate=setup.learning_rate)
+    at_the_end.callback(progress.close)
 
     def save() -> None:
       """Saves the state after `step`, and what is due."""
@@ -152,7 +157,7 @@ def train(
 
     # 4. The end: leaving the context waits until the last checkpoint is on disk, and a summary says that all is well.
     trace.close()
-    progress.close()
+    progress.flush()
   if stop:
     print_once(f"Interrupted: {stop}; step {step:,} is saved, and the same command goes on from there.")
     return TrainResult(step, clock.seconds, best, stop, interrupted=True)

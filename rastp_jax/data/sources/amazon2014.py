@@ -99,10 +99,11 @@ class Amazon2014Files:
       columns[1].append(items.setdefault(item, len(items)))
     if not users:
       raise InputError(f"{self._reviews} holds no reviews: get the file again.")
-    arrays = (
+    user_column, item_column, time_column = (
       np.frombuffer(column, dtype) for column, dtype in zip(columns, (np.int32, np.int32, np.int64), strict=True)
     )
-    return Log(*arrays, pa.array(users, pa.large_string()), pa.array(items, pa.large_string()))
+    user_ids, item_ids = pa.array(users, pa.large_string()), pa.array(items, pa.large_string())
+    return Log(user_column, item_column, time_column, user_ids, item_ids)
 
   def _catalogue(self, asins: list[str], counts: dict[str, int]) -> list[Item]:
     found: dict[str, Item | None] = dict.fromkeys(asins)
@@ -139,7 +140,8 @@ def _parse_product(line: str, place: str) -> tuple[str, Item, bool]:
   plain = {name: html.unescape(text) for name, text in texts.items()}
   plain_categories = tuple(html.unescape(path) for path in categories)
   escaped = plain != texts or plain_categories != categories
-  return asin, Item(item_id=asin, asin=asin, **plain, categories=plain_categories), escaped
+  item = Item(item_id=asin, asin=asin, title=plain["title"], brand=plain["brand"], categories=plain_categories)
+  return asin, item, escaped
 
 
 def _literal(line: str) -> Any:

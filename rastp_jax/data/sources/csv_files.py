@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.csv as pa_csv
 
 from rastp_jax.data.sources import quotes, raw_files
 from rastp_jax.errors import InputError
@@ -129,16 +129,16 @@ class CsvFile:
     marks = self._quoting and b'"' in text
 
     def read(kinds):
-      return pa.csv.read_csv(
+      return pa_csv.read_csv(
         pa.BufferReader(raw_files.native_copy(text)),
-        read_options=pa.csv.ReadOptions(column_names=self.columns, use_threads=False, block_size=len(text) + 1),
-        parse_options=pa.csv.ParseOptions(
+        read_options=pa_csv.ReadOptions(column_names=self.columns, use_threads=False, block_size=len(text) + 1),
+        parse_options=pa_csv.ParseOptions(
           delimiter=separator,
           quote_char='"' if marks else False,
           escape_char="\\" if marks and self._escapes else False,
           newlines_in_values=marks,
         ),
-        convert_options=pa.csv.ConvertOptions(column_types=kinds, include_columns=list(kinds)),
+        convert_options=pa_csv.ConvertOptions(column_types=kinds, include_columns=list(kinds)),
       )
 
     try:

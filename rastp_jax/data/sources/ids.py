@@ -26,8 +26,8 @@ class Numbers:
   def of(self, column: pa.Array) -> np.ndarray:
     """int32 numbers of a column's ids, new ones appended."""
     encoded = column.dictionary_encode()
-    known = pc.index_in(encoded.dictionary, value_set=self.ids)
-    new = pc.is_null(known)
+    known = pc.index_in(encoded.dictionary, value_set=self.ids)  # pyright: ignore[reportAttributeAccessIssue]
+    new = pc.is_null(known)  # pyright: ignore[reportAttributeAccessIssue]
     numbers = known.fill_null(0).to_numpy(zero_copy_only=False)
     is_new = new.to_numpy(zero_copy_only=False)
     numbers = np.where(is_new, len(self.ids) + np.cumsum(is_new) - 1, numbers).astype(np.int32)
@@ -40,11 +40,11 @@ class Numbers:
     Returns:
       What each number becomes, int32; None where nothing changes.
     """
-    ids = pc.utf8_trim_whitespace(self.ids)
-    if (
-      pc.any(pc.match_substring(ids, ".0")).as_py() and pc.all(pc.match_substring_regex(ids, _WHOLE_OR_INTEGER)).as_py()
-    ):
-      ids = pc.replace_substring_regex(ids, r"\.0+$", "")
+    ids = pc.utf8_trim_whitespace(self.ids)  # pyright: ignore[reportAttributeAccessIssue]
+    if pc.any(pc.match_substring(ids, ".0")).as_py():  # pyright: ignore[reportAttributeAccessIssue]
+      whole = pc.match_substring_regex(ids, _WHOLE_OR_INTEGER)  # pyright: ignore[reportAttributeAccessIssue]
+      if pc.all(whole).as_py():  # pyright: ignore[reportAttributeAccessIssue]
+        ids = pc.replace_substring_regex(ids, r"\.0+$", "")  # pyright: ignore[reportAttributeAccessIssue]
     if ids.equals(self.ids):
       return None
     merged = Numbers()

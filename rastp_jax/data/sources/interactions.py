@@ -80,7 +80,8 @@ def read_log(table: Table, user: str, item: str, time: str) -> Log:
   for part in parts:
     joined.append(np.concatenate(part))
     part.clear()  # or all of it would be held twice
-  return Log(*joined, users.ids, items.ids)
+  user_column, item_column, time_column = joined
+  return Log(user_column, item_column, time_column, users.ids, items.ids)
 
 
 def _gathered(table: Table, user: str, item: str, time: str) -> Iterator[list[pa.Table]]:

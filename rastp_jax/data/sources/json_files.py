@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.json
+import pyarrow.compute as pc
+import pyarrow.json as pa_json
 
 from rastp_jax.data.sources import raw_files
 from rastp_jax.errors import InputError
@@ -77,10 +78,10 @@ class JsonFile:
     if nested:
       schema[nested] = pa.list_(pa.struct([(name, kind) for name, kind in types.items() if name not in self._flat]))
     try:
-      table = pa.json.read_json(
+      table = pa_json.read_json(
         pa.BufferReader(raw_files.native_copy(text)),
-        read_options=pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
-        parse_options=pa.json.ParseOptions(
+        read_options=pa_json.ReadOptions(use_threads=False, block_size=len(text) + 1),
+        parse_options=pa_json.ParseOptions(
           explicit_schema=pa.schema(schema.items()), unexpected_field_behavior="ignore"
         ),
       )
@@ -129,9 +130,7 @@ def unnested(table: pa.Table, nested: str, names: list[str]) -> pa.Table:
   """One row per event of a table whose rows hold lists of events."""
   lists = table.column(nested).combine_chunks()
   events = lists.flatten()
-  parents = (
-    lists.value_parent_indices() if hasattr(lists, "value_parent_indices") else pa.compute.list_parent_indices(lists)
-  )
+  parents = pc.list_parent_indices(lists)  # pyright: ignore[reportAttributeAccessIssue]
   inside = {events.type.field(k).name: events.field(k) for k in range(events.type.num_fields)}
   return pa.table({name: inside[name] if name in inside else table.column(name).take(parents) for name in names})
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 from rastp_jax.data.sources import raw_files
 from rastp_jax.data.sources.json_files import unnested
@@ -63,9 +63,9 @@ class ParquetFile:
     for first, table in self.batches(None):
       yield from enumerate(table.to_pylist(), start=first)
 
-  def _open(self) -> pa.parquet.ParquetFile:
+  def _open(self) -> pq.ParquetFile:
     try:
-      return pa.parquet.ParquetFile(self.path)
+      return pq.ParquetFile(self.path)
     except (pa.ArrowException, OSError) as error:
       raise InputError(f"{self.path} is not a readable Parquet file ({error}): write or copy it again.") from None
 

@@ -10,7 +10,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -98,7 +98,7 @@ def native_copy(text: bytes) -> pa.Buffer:
 
 
 @contextlib.contextmanager
-def unpacked(path: pathlib.Path, doing: str) -> Iterator[BinaryIO]:
+def unpacked(path: pathlib.Path, doing: str) -> Iterator["gzip.GzipFile | _Watched"]:
   """Opens a file for reading, unzipped if its name ends in .gz, with a progress bar over its bytes on a terminal.
 
   Args:
@@ -234,6 +234,9 @@ class _Watched:
     for line in self._file:
       self._bar.update(len(line))
       yield line
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    return self._file.seek(offset, whence)
 
   def read(self, size: int = -1) -> bytes:
     block = self._file.read(size)

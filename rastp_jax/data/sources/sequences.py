@@ -120,7 +120,8 @@ def _parse_item(row: dict[str, Any]) -> tuple[int, Item]:
   if type(item_id) is not int:
     raise TypeError(f"item_id is {item_id!r}")
   texts = raw_files.text_fields(row, ("asin", "title", "brand"))
-  return item_id, Item(item_id=str(item_id), **texts, categories=raw_files.category_paths(row.get("categories")))
+  categories = raw_files.category_paths(row.get("categories"))
+  return item_id, Item(str(item_id), texts["asin"], texts["title"], texts["brand"], categories)
 
 
 def _only(root: pathlib.Path, name: str) -> pathlib.Path:

@@ -127,7 +127,8 @@ class Table:
         f"{part.path} has {column.type} values in its column {name!r}: expected text or whole numbers as ids."
       )
     column = column.cast(pa.large_string())
-    missing = pc.index(pc.fill_null(pc.equal(pc.binary_length(column), 0), True), True).as_py()
+    empty = pc.equal(pc.binary_length(column), 0)  # pyright: ignore[reportAttributeAccessIssue]
+    missing = pc.index(pc.fill_null(empty, True), True).as_py()
     if missing >= 0:
       raise InputError(f"{part.path} row {rows + missing + 1} has no {name}: give it one or remove the row.")
     return column
@@ -153,7 +154,7 @@ class Table:
       ) from None
     except pa.ArrowException as error:
       raise InputError(f"{part.path} has a {name} that cannot be read ({error}): expected {times.EXPECTED}.") from None
-    missing = pc.fill_null(pc.is_nan(column), True) if pa.types.is_floating(column.type) else pc.is_null(column)
+    missing = pc.is_null(column, nan_is_null=True)  # pyright: ignore[reportAttributeAccessIssue]
     first = pc.index(missing, True).as_py()
     if first >= 0:
       raise InputError(f"{part.path} row {rows + first + 1} has no {name}: give it one or remove the row.")

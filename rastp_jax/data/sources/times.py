@@ -40,9 +40,10 @@ def type_of(value: Any, time_format: str) -> pa.DataType | None:
       return kind
     except (pa.ArrowException, TypeError):
       continue
-  if isinstance(value, str) and _moment(_iso(text)) is not None:
-    return pa.timestamp("us", "UTC") if _moment(_iso(text)).tzinfo else pa.timestamp("us")
-  return None
+  moment = _moment(_iso(text)) if isinstance(value, str) else None
+  if moment is None:
+    return None
+  return pa.timestamp("us", "UTC") if moment.tzinfo else pa.timestamp("us")
 
 
 def numbers(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
@@ -63,8 +64,9 @@ def numbers(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
 
 
 def _from_text(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
-  text = pc.utf8_trim_whitespace(column)
-  text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+  text = pc.utf8_trim_whitespace(column)  # pyright: ignore[reportAttributeAccessIssue]
+  empty = pc.equal(text, "")  # pyright: ignore[reportAttributeAccessIssue]
+  text = pc.if_else(empty, pa.scalar(None, pa.string()), text)  # pyright: ignore[reportAttributeAccessIssue]
   if time_format:
     return _formatted(text, time_format)
   if not pa.types.is_timestamp(kind):
@@ -80,7 +82,7 @@ def _from_text(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Arra
         raise Wrong(place, value) from None
     return pa.array([None if value is None else float(value) for value in text.to_pylist()], pa.float64())
   if kind.tz:
-    text = pc.replace_substring_regex(text, _UTC, "Z")
+    text = pc.replace_substring_regex(text, _UTC, "Z")  # pyright: ignore[reportAttributeAccessIssue]
   try:
     return text.cast(kind)
   except pa.ArrowException:
@@ -95,10 +97,12 @@ def _from_text(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Arra
 
 def _formatted(text: pa.Array, time_format: str) -> pa.Array:
   try:
-    known = pc.strptime(text, format=time_format, unit="us", error_is_null=True).cast(pa.int64())
+    parse = pc.strptime  # pyright: ignore[reportAttributeAccessIssue]
+    known = parse(text, format=time_format, unit="us", error_is_null=True).cast(pa.int64())
   except pa.ArrowException:
     known = pa.nulls(len(text), pa.int64())
-  missing = np.flatnonzero(pc.and_(pc.is_null(known), pc.is_valid(text)).to_numpy(zero_copy_only=False))
+  unread = pc.and_(pc.is_null(known), pc.is_valid(text))  # pyright: ignore[reportAttributeAccessIssue]
+  missing = np.flatnonzero(unread.to_numpy(zero_copy_only=False))
   if not len(missing):
     return known
   # What Arrow does not know, like fractions of seconds and zones, Python does.
