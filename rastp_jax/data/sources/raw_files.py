@@ -235,8 +235,8 @@ class _Watched:
       self._bar.update(len(line))
       yield line
 
-  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-    return self._file.seek(offset, whence)
+  def seek(self, offset: int, origin: int = os.SEEK_SET) -> int:
+    return self._file.seek(offset, origin)
 
   def read(self, size: int = -1) -> bytes:
     block = self._file.read(size)

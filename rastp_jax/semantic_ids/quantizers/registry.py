@@ -23,7 +23,7 @@ def load(path: str | os.PathLike) -> Quantizer:
     InputError: the file is missing, torn, or of a method that this version does not know.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
       arrays = dict(file)
     return QUANTIZERS[str(arrays.pop("method"))].from_arrays(arrays)
   except Exception as error:  # zipfile, zlib and numpy each raise their own kinds on a torn file
