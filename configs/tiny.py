@@ -4,7 +4,8 @@
     python -m rastp_jax.train    --config=configs/tiny.py --workdir=runs/tiny    22 s of training on 2 cores
     python -m rastp_jax.evaluate --workdir=runs/tiny
 
-Seen: test recall@10 0.333 pruned, 0.347 with `:dense`; popularity reaches about 0.06, the best possible predictor 0.87.
+Seen: test recall@10 0.317 with RASTP, 0.376 with `:dense`, 0.414 with `:items`; popularity reaches about 0.06, the best
+possible predictor 0.87.
 """
 
 from configs import base

@@ -250,6 +250,16 @@ def methods() -> str:
   return markdown(rows)
 
 
+def quickstart() -> str:
+  """The three models of ./launch/quickstart.sh on the generated data."""
+  rows = [["", "recall@5", "recall@10", "NDCG@10", "memory of a training step"]]
+  for name, text in {"dense": "dense", "rastp": "RASTP", "items": "one token per item"}.items():
+    run = read(f"synthetic_{name}")
+    values = [f"{run[metric]:.4f}" for metric in ("recall@5", "recall@10", "ndcg@10")]
+    rows.append([text, *values, f"{run['step_bytes'] / 1e6:,.0f} MB"])
+  return markdown(rows)
+
+
 def laboratory() -> str:
   """The laboratory's trained rows, a table for each dataset and stage."""
   runs = read("laboratory")["runs"]
@@ -316,6 +326,7 @@ TABLES = {
     memory,
     pytorch,
     baselines,
+    quickstart,
     laboratory,
     laboratory_screen,
   )
