@@ -132,7 +132,8 @@ def semantic_tokens(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Tok
   known = seen.known
   pooled = pool_items(seen, jnp.ones(seen.tokens.mask.shape), budget)
   own = (pooled.slots[:, None, :] == jnp.arange(budget)[None, :, None]) & seen.tokens.mask[:, None, :]
-  own = own / jnp.maximum(jnp.sum(own, axis=-1, keepdims=True), 1)
+  own = own.astype(jnp.float32)
+  own = own / jnp.maximum(jnp.sum(own, axis=-1, keepdims=True), 1.0)
   queries = jnp.einsum("BKL,BLHE->BKHE", own, known.queries.astype(jnp.float32))
   logits = jnp.einsum("BKHE,BLHE->BHKL", queries, known.keys.astype(jnp.float32))
   weights = jax.nn.softmax(jnp.where(seen.tokens.mask[:, None, None, :], logits, -1e30), axis=-1)

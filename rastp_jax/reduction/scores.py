@@ -129,7 +129,7 @@ def head_vote(seen: Seen) -> Float[Array, "B L"]:
   """Each head spreads one vote over the tokens, by its keys' products with the mean query (TokenSelect, 2411.02886)."""
   known, mask = seen.known, seen.tokens.mask
   queries, keys = known.queries.astype(jnp.float32), known.keys.astype(jnp.float32)
-  real = (votes(seen) * mask)[:, :, None, None]
+  real = (votes(seen) * mask.astype(jnp.float32))[:, :, None, None]
   mean = jnp.sum(queries * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1.0)
   logits = jnp.einsum("BHE,BLHE->BHL", mean, keys)
   ballots = jax.nn.softmax(jnp.where(mask[:, None, :], logits, jnp.finfo(jnp.float32).min), axis=-1)
@@ -169,7 +169,7 @@ def hiprune(seen: Seen) -> Float[Array, "B L"]:
     (apart == 1) & (seen.items[:, :, None] == seen.items[:, None, :])
   )  # the grid's edges are not wrapped
   near = jnp.any(beside & anchor[:, None, :], axis=-1) | anchor
-  return share(seen, attention(seen)) + 2.0 * near + 2.0 * anchor
+  return share(seen, attention(seen)) + jnp.where(near, 2.0, 0.0) + jnp.where(anchor, 2.0, 0.0)
 
 
 def hired(seen: Seen) -> Float[Array, "B L"]:
@@ -238,22 +238,22 @@ def rastp_recent(seen: Seen) -> Float[Array, "B L"]:
 
 def separators_first(seen: Seen) -> Float[Array, "B L"]:
   """A summary per item: its separator; then the most recent codes."""
-  return 1e6 * (seen.levels == seen.layout.item_length - 1) + recent(seen)
+  return jnp.where(seen.levels == seen.layout.item_length - 1, 1e6, 0.0) + recent(seen)
 
 
 def coarse_first(seen: Seen) -> Float[Array, "B L"]:
   """Coarse codes before fine ones: a prefix of residual codes is a coarser item; among equals the most recent."""
-  return recent(seen) - 1e4 * seen.levels
+  return recent(seen) - 1e4 * seen.levels.astype(jnp.float32)
 
 
 def codes_first(seen: Seen) -> Float[Array, "B L"]:
   """Learned codes before collision codes and separators; among equals the most recent."""
-  return 1e6 * (seen.levels < seen.layout.depth - 1) + recent(seen)
+  return jnp.where(seen.levels < seen.layout.depth - 1, 1e6, 0.0) + recent(seen)
 
 
 def rastp_codes(seen: Seen) -> Float[Array, "B L"]:
   """RASTP's score, learned codes before collision codes and separators."""
-  return 10.0 * (seen.levels < seen.layout.depth - 1) + share(seen, rastp(seen))
+  return jnp.where(seen.levels < seen.layout.depth - 1, 10.0, 0.0) + share(seen, rastp(seen))
 
 
 def levels_by_age(seen: Seen) -> Float[Array, "B L"]:
