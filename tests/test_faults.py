@@ -32,6 +32,9 @@ from tests.helpers.training import (
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+# These tests take away what Orbax is reading or writing; its event loop is then collected before its futures.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 # Being told to stop
 

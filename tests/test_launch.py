@@ -120,6 +120,7 @@ def test_a_stop_in_the_first_moment_is_passed_on_too():
   finally:
     for process in stopped:
       process.kill()
+      process.communicate()
 
 
 if __name__ == "__main__":
