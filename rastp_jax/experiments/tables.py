@@ -269,12 +269,6 @@ def laboratory() -> str:
   )
 
 
-def laboratory_screen() -> str:
-  """What every method that needs no training costs a dense model."""
-  screens = read("laboratory")["screens"]
-  return "\n\n".join(markdown(page.screen_table(screened)) for screened in screens.values())
-
-
 def baselines() -> str:
   """Recommenders that a model must beat, and what is special about the order of the data."""
   measured = [name for name in ("beauty", "sports", "toys") if (RESULTS / f"baselines_{name}.json").exists()]
@@ -328,7 +322,6 @@ TABLES = {
     baselines,
     quickstart,
     laboratory,
-    laboratory_screen,
   )
 }
 
