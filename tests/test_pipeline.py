@@ -418,7 +418,7 @@ class Digits(Quantizer):
 def test_a_new_method_is_one_class_and_one_line(config, shop, monkeypatch, collisions, bases, widths):
   monkeypatch.setitem(registry.QUANTIZERS, "digits", Digits)
   config = with_ids(config, method="digits", collisions=collisions, **{"digits.bases": bases})
-  assert config_lib.from_json(config_lib.to_json(config)) == config
+  assert config_lib.from_dict(json.loads(config_lib.to_json(config))) == config
   assert "--config.semantic_ids.digits.bases=(5, 3): codes per level" in config_lib.describe_settings()
   pipeline.check(config)
   made = pipeline.learn_or_load(config, shop, Shop())

@@ -118,10 +118,6 @@ def from_dict(values: Mapping[str, Any]) -> Config:
   return config
 
 
-def from_json(text: str) -> Config:
-  return from_dict(json.loads(text))
-
-
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
   """All settings as nested dicts, the options of every method under the method's name."""
   values = {}
