@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rastp_jax.config import CountsConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.experiments.anchors import evaluation, ties
-from rastp_jax.experiments.anchors.counts import Counts, CountsSettings
 from rastp_jax.experiments.anchors.popularity import Popularity
 from rastp_jax.experiments.anchors.sasrec import Sasrec, SasrecModel, SasrecSettings, packed_epoch
+from rastp_jax.generation.counts import Counts
 from tests.helpers.commands import command
 from tests.helpers.data import LENGTHS, make_data
 
@@ -38,7 +39,7 @@ def with_other_targets(histories: Histories) -> Histories:
 
 def test_counts_are_the_sum_of_their_definition():
   histories, _ = make_data(LENGTHS[:40], num_items=20)
-  settings = CountsSettings(3, distance_power=0.7, backward=0.3, popularity_power=0.4, decay=0.6, last_items=4)
+  settings = CountsConfig(window=3, distance_power=0.7, backward=0.3, popularity_power=0.4, decay=0.6, last_items=4)
   pairs, occurrences = np.zeros((20, 20)), np.zeros(20)
   for start, stop in zip(*histories.training_spans(), strict=True):
     user = histories.items[start:stop]
@@ -59,7 +60,7 @@ def test_counts_are_the_sum_of_their_definition():
 
 def test_a_history_may_be_padded_on_either_side():
   histories, _ = make_data(LENGTHS[:40], num_items=20)
-  counts = Counts.fit(histories)
+  counts = Counts.fit(histories, CountsConfig())
   right, left = np.array([[4, 9, 1, -1, -1]], np.int32), np.array([[-1, -1, 4, 9, 1]], np.int32)
   np.testing.assert_array_equal(counts.scores(right), counts.scores(left))
 
@@ -68,7 +69,7 @@ def test_held_out_items_are_not_looked_at():
   histories, _ = make_data([3, 4, *LENGTHS[:40]], num_items=20)
   other = with_other_targets(histories)
   history = np.arange(20, dtype=np.int32)[:, None]
-  for make in (Popularity, Counts.fit):
+  for make in (Popularity, lambda histories: Counts.fit(histories, CountsConfig())):
     np.testing.assert_array_equal(make(histories).scores(history), make(other).scores(history))
   settings = dataclasses.replace(SMALL, epochs=1, evaluate_every=1)
   trained = [Sasrec.fit(data, settings, seed=1).scores(history) for data in (histories, other)]
@@ -94,7 +95,7 @@ def test_ranks_are_among_all_items_and_ties_count_against_the_recommender():
 
 def test_those_that_read_the_order_find_a_planted_one():
   histories = cycles()
-  found = evaluation.ranks(Counts.fit(histories, CountsSettings(window=1, backward=0.0)), histories, "test")
+  found = evaluation.ranks(Counts.fit(histories, CountsConfig(window=1, backward=0.0)), histories, "test")
   assert (found == 0).all()
   assert (evaluation.ranks(Popularity(histories), histories, "test") > 0).mean() > 0.9
   sasrec = Sasrec.fit(histories, SMALL, seed=0)

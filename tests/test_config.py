@@ -136,7 +136,7 @@ def test_what_may_differ_where():
   assert {"data.data_dir", "data.workers", "train.log_every", "train.patience", "mesh.fsdp", "eval.top_k"} <= resume
   assert not {"train.seed", "train.learning_rate", "model.d_model", "reduction.method", "data.max_items"} & resume
   assert decode == {"data.data_dir", "data.bucket_lengths"} | {
-    name for name in config_lib.all_settings() if name.startswith(("eval.", "reduction."))
+    name for name in config_lib.all_settings() if name.startswith(("eval.", "counts.", "reduction."))
   }
   assert {"train.seed", "mesh.data", "train.log_every", "eval.batch_size"} <= seed
   assert not {"train.eval_every", "eval.beam_width", "train.length"} & seed  # these choose other checkpoints or beams

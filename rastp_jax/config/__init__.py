@@ -18,6 +18,7 @@ from rastp_jax.config.parsing import (
 )
 from rastp_jax.config.settings import (
   Config,
+  CountsConfig,
   DataConfig,
   EvalConfig,
   MeshConfig,
@@ -29,6 +30,7 @@ from rastp_jax.config.settings import (
 
 __all__ = [
   "Config",
+  "CountsConfig",
   "DataConfig",
   "Duration",
   "EvalConfig",

@@ -389,6 +389,9 @@ class EvalConfig(Section):
     may=May.RESUME | May.DECODE,
   )
   top_k: tuple[int, ...] = setting((5, 10), "cut-offs of recall, NDCG and MRR", may=May.RESUME | May.DECODE)
+  exclude_history: bool = setting(
+    False, "True: items of the user's history are no answers; papers do not do so", may=May.RESUME | May.DECODE
+  )
 
   def check(self, config: "Config") -> None:
     if not self.top_k or min(self.top_k) < 1 or max(self.top_k) > self.beam_width:
@@ -396,6 +399,44 @@ class EvalConfig(Section):
         f"config.eval.top_k={self.top_k} must lie between 1 and eval.beam_width={self.beam_width}: a list of "
         f"{self.beam_width} beams says nothing about more."
       )
+    needed = max(self.top_k) + config.data.max_items
+    if self.exclude_history and self.beam_width < needed:
+      raise InputError(
+        f"config.eval.beam_width={self.beam_width} may leave fewer than {max(self.top_k)} answers without the items of "
+        f"the history (eval.exclude_history=True): give at least {needed}, the largest of eval.top_k + data.max_items."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class CountsConfig(Section):
+  """Co-occurrence counts of the training part, mixed into what the model answers (generation/counts.py)."""
+
+  share: float = setting(
+    0.0,
+    "of the counts in every answer's probability; 0: the model alone",
+    at_least=0,
+    below=1,
+    may=May.RESUME | May.DECODE,
+  )
+  window: int = setting(
+    5, "two items of a user count as a pair up to this many steps apart", at_least=1, may=May.RESUME | May.DECODE
+  )
+  distance_power: float = setting(
+    1.0, "a pair d steps apart weighs 1 / d to this power", at_least=0, may=May.RESUME | May.DECODE
+  )
+  backward: float = setting(
+    1.0, "weight of pairs in which the answer came before the history's item", at_least=0, may=May.RESUME | May.DECODE
+  )
+  popularity_power: float = setting(
+    0.5, "scores are divided by the answer's occurrences to this power", at_least=0, may=May.RESUME | May.DECODE
+  )
+  decay: float = setting(
+    0.7, "each older item of a history weighs this much less", above=0, at_most=1, may=May.RESUME | May.DECODE
+  )
+  last_items: int = setting(
+    10, "items of a history that are read, the most recent ones", at_least=1, may=May.RESUME | May.DECODE
+  )
+  neighbours: int = setting(256, "kept of each item, the strongest", at_least=1, may=May.RESUME | May.DECODE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -431,4 +472,5 @@ class Config:
   reduction: ReductionConfig = ReductionConfig()
   train: TrainConfig = TrainConfig()
   eval: EvalConfig = EvalConfig()
+  counts: CountsConfig = CountsConfig()
   mesh: MeshConfig = MeshConfig()

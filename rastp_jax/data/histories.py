@@ -72,6 +72,18 @@ class Histories:
       return first, stop
     return np.concatenate([first, self.train_only[:-1]]), np.concatenate([stop, self.train_only[1:]])
 
+  def training_counts(self) -> np.ndarray:
+    """How often each item occurs where training may look, int64 (num_items,): held-out items do not count.
+
+    A user whose training region is a single item has no training sample, so that item does not count either.
+    """
+    first, stop = self.training_spans()
+    usable = stop - first >= 2
+    change = np.zeros(len(self.items) + 1, np.int64)
+    np.add.at(change, first[usable], 1)
+    np.add.at(change, stop[usable], -1)
+    return np.bincount(self.items[np.cumsum(change)[:-1] > 0], minlength=self.num_items)
+
 
 def read(prepared: Prepared) -> Histories:
   """Reads a prepared dataset's histories, users in source order."""

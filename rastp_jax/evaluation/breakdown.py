@@ -27,24 +27,11 @@ def breakdowns(histories: Histories, split: str, ranks: np.ndarray, top_k: Seque
     target occurs in what training sees; its first group is the targets never seen), each a list as from `by_group`.
   """
   starts, ends = histories.spans(split)
-  seen = training_counts(histories)[histories.items[ends - 1]]
+  seen = histories.training_counts()[histories.items[ends - 1]]
   return {
     "history_items": by_group(ranks, ends - 1 - starts, HISTORY_ITEMS, top_k),
     "target_seen": by_group(ranks, seen, TARGET_SEEN, top_k),
   }
-
-
-def training_counts(histories: Histories) -> np.ndarray:
-  """How often each item occurs where training may look, int64 (num_items,): held-out items do not count.
-
-  A user whose training region is a single item has no training sample, so that item does not count either.
-  """
-  first, stop = histories.training_spans()
-  usable = stop - first >= 2
-  change = np.zeros(len(histories.items) + 1, np.int64)
-  np.add.at(change, first[usable], 1)
-  np.add.at(change, stop[usable], -1)
-  return np.bincount(histories.items[np.cumsum(change)[:-1] > 0], minlength=histories.num_items)
 
 
 def by_group(

@@ -8,15 +8,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rastp_jax.batches.batches import Batch, evaluation_batches, with_codes
+from rastp_jax.batches.batches import Batch, evaluation_batches
 from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.config import Config
 from rastp_jax.data.histories import Histories
 from rastp_jax.evaluation import metrics
 from rastp_jax.evaluation.user_ranks import UserRanks
-from rastp_jax.generation.beam_search import Beams
-from rastp_jax.generation.decode import make_decode
-from rastp_jax.generation.trie import build_transitions
+from rastp_jax.generation.decode import item_tables, make_decode
+from rastp_jax.generation.mixture import Answers
 from rastp_jax.model.interface import GenerativeModel
 from rastp_jax.runtime import processes, sharding
 from rastp_jax.semantic_ids.codes import SemanticIds
@@ -26,19 +25,19 @@ class Evaluator:
   """Compiles decoding once per bucket and keeps it for every later evaluation.
 
   Args:
-    config: its `data` and `eval` sections are used; the model brings its own reduction.
+    config: its `data`, `eval` and `counts` sections are used; the model brings its own reduction.
     histories: all users.
     semantic_ids: codes of every item.
     mesh: devices that share the users.
   """
 
   def __init__(self, config: Config, histories: Histories, semantic_ids: SemanticIds, mesh: Mesh):
-    self._config, self._histories, self._semantic_ids, self._mesh = config, histories, semantic_ids, mesh
+    self._config, self._histories, self._mesh = config, histories, mesh
     self._lengths = bucket_lengths(config.data, histories)
     self._batch_size = sharding.round_up(config.eval.batch_size, mesh.shape["data"])
-    transitions = build_transitions(semantic_ids.codes) if config.eval.constrained else None
-    self._transitions = jax.device_put(transitions, sharding.replicated(mesh))
-    self._decode = make_decode(mesh, config.eval.beam_width, renormalize=config.eval.renormalize)
+    tables = item_tables(semantic_ids.codes, histories, config.counts)
+    self._tables = jax.device_put(tables, sharding.replicated(mesh))
+    self._decode = make_decode(mesh, config.eval, config.counts)
     self._compiled = set()  # shapes of histories already compiled, so that compilation is not timed
 
   def evaluate(
@@ -69,21 +68,20 @@ class Evaluator:
     )
     sums = collections.Counter()
     # Batches on the devices; the previous one is counted meanwhile.
-    decoding: collections.deque[tuple[Beams, Batch]] = collections.deque()
+    decoding: collections.deque[tuple[Answers, Batch]] = collections.deque()
     seconds = 0.0
     for batch in batches:
-      codes = with_codes(batch, self._semantic_ids)["history"]
-      history = sharding.place_rows(codes, self._mesh)
-      if codes.shape not in self._compiled:
-        self._compiled.add(codes.shape)
-        jax.block_until_ready(self._decode(graph, params, self._transitions, history))
+      history = sharding.place_rows(batch["history"], self._mesh)
+      if history.shape not in self._compiled:
+        self._compiled.add(history.shape)
+        jax.block_until_ready(self._decode(graph, params, self._tables, history))
       start = time.perf_counter()
-      decoding.append((self._decode(graph, params, self._transitions, history), batch))
+      decoding.append((self._decode(graph, params, self._tables, history), batch))
       if len(decoding) > 1:
-        sums.update(self._count(*decoding.popleft(), ranks))
+        sums.update(self._count(*decoding.popleft(), split, ranks))
       seconds += time.perf_counter() - start
     start = time.perf_counter()
-    sums.update(self._count(*decoding.popleft(), ranks))
+    sums.update(self._count(*decoding.popleft(), split, ranks))
     seconds += time.perf_counter() - start
     names = sorted(sums)
     values = processes.allgather(np.asarray([sums[name] for name in names], np.float64)).sum(0)
@@ -99,15 +97,27 @@ class Evaluator:
       "users_per_second": counts["users"] / seconds,
     }
 
-  def _count(self, decoded: Beams, batch: Batch, user_ranks: UserRanks | None) -> dict[str, float]:
+  def _count(self, answers: Answers, batch: Batch, split: str, user_ranks: UserRanks | None) -> dict[str, float]:
     """Sums over the batch's real users."""
     real = batch["user"] >= 0
-    items = self._semantic_ids.items_of(sharding.local_rows(decoded.codes)[real])
+    items = sharding.local_rows(answers.items)[real]
+    faults = metrics.beam_faults(items)
+    if self._config.eval.exclude_history:
+      items = self._without_history(items, batch["user"][real], split)
     ranks = metrics.target_ranks(items, batch["target"][real])
     if user_ranks is not None:
       user_ranks.add(batch["user"][real], ranks, items)
     return {
       "users": int(real.sum()),
       **metrics.ranking_sums(ranks, self._config.eval.top_k),
-      **metrics.beam_faults(items),
+      **faults,
     }
+
+  def _without_history(self, items: np.ndarray, users: np.ndarray, split: str) -> np.ndarray:
+    """The answers (B, W) without items of the users' histories, also of what the model does not read; -1 at the end."""
+    starts, ends = self._histories.spans(split)
+    known = np.zeros(items.shape, bool)
+    for row, user in enumerate(users):
+      known[row] = np.isin(items[row], self._histories.items[starts[user] : ends[user] - 1])
+    order = np.argsort(known, axis=1, kind="stable")
+    return np.take_along_axis(np.where(known, -1, items), order, axis=1)

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from rastp_jax.config import CountsConfig
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.data.histories import Histories
 from rastp_jax.evaluation.breakdown import breakdowns
 from rastp_jax.experiments.anchors import evaluation, ties
-from rastp_jax.experiments.anchors.counts import Counts, CountsSettings
 from rastp_jax.experiments.anchors.popularity import Popularity
 from rastp_jax.experiments.anchors.sasrec import Sasrec, SasrecSettings
 from rastp_jax.experiments.results import write_result
+from rastp_jax.generation.counts import Counts
 from rastp_jax.runtime import cli, files
 
 _CONFIG = cli.define_config_flag()
@@ -49,17 +50,17 @@ GRID = {
 CHOSEN_BY = "ndcg@10"
 
 
-def choose_counts(histories: Histories) -> tuple[CountsSettings, list[dict[str, Any]]]:
+def choose_counts(histories: Histories) -> tuple[CountsConfig, list[dict[str, Any]]]:
   """The settings with the best validation metric, and every setting that was tried with its value."""
-  values: dict[CountsSettings, float] = {}
+  values: dict[CountsConfig, float] = {}
 
-  def value(settings: CountsSettings) -> float:
+  def value(settings: CountsConfig) -> float:
     if settings not in values:
       found = evaluation.ranks(Counts.fit(histories, settings), histories, "validation")
       values[settings] = evaluation.means(found, (10,))[CHOSEN_BY]
     return values[settings]
 
-  best, before = CountsSettings(), None
+  best, before = CountsConfig(), None
   while best != before:
     before = best
     for name, choices in GRID.items():

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rastp_jax.generation import trie
 from rastp_jax.generation.trie import Transitions
 from rastp_jax.model.interface import GenerativeModel
 
@@ -47,7 +48,7 @@ def beam_search(
   """
   state = model.start(memory)
   log_probs: Any = None
-  states = codes = new_codes = children = log_probs
+  states = codes = new_codes = after = log_probs
   for level in range(len(model.widths)):
     logits, state = model.step(state, new_codes, level)
     batch = logits.shape[0]
@@ -58,7 +59,7 @@ def beam_search(
       candidates = jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape)
       totals = log_probs[..., None] + jax.nn.log_softmax(logits, axis=-1)
     else:
-      children, candidates, exists = _children(transitions, level, states)
+      after, candidates, exists = trie.children(transitions, level, states)
       picked = jnp.take_along_axis(logits, candidates, axis=-1)
       rivals = jnp.where(exists, picked, -jnp.inf) if renormalize else logits
       level_log_probs = picked - jax.nn.logsumexp(rivals, axis=-1, keepdims=True)
@@ -70,7 +71,7 @@ def beam_search(
     new_codes = jnp.take_along_axis(flat(candidates), chosen, axis=1)
     codes = jnp.concatenate([jnp.take_along_axis(codes, parents[..., None], axis=1), new_codes[..., None]], axis=-1)
     if transitions is not None:
-      states = jnp.take_along_axis(flat(children), chosen, axis=1)
+      states = jnp.take_along_axis(flat(after), chosen, axis=1)
     if level + 1 < len(model.widths):
       state = state.follow(parents)
   codes = jnp.where(jnp.isneginf(log_probs)[..., None], -1, codes)
@@ -79,12 +80,3 @@ def beam_search(
     codes=jnp.pad(codes, ((0, 0), (0, missing), (0, 0)), constant_values=-1),
     log_probs=jnp.pad(log_probs, ((0, 0), (0, missing)), constant_values=-jnp.inf),
   )
-
-
-def _children(transitions: Transitions, level: int, states: Int[Array, "B W"]):
-  """Each beam's children: their states, their codes and whether they exist, all (B, W, branch)."""
-  starts, codes, branch = transitions.starts[level], transitions.codes[level], transitions.branches[level]
-  children = starts[states][..., None] + jnp.arange(branch, dtype=jnp.int32)[None, None]
-  exists = children < starts[states + 1][..., None]
-  children = jnp.where(exists, children, 0)
-  return children, codes[children], exists

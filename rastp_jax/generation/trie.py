@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 
 @jax.tree_util.register_dataclass
@@ -23,11 +23,13 @@ class Transitions:
   Attributes:
     starts: a level's (states + 1,) int32 offsets of each state's children.
     codes: a level's (next states,) int32 codes that lead to each child.
+    items: (I,) int32, the item row of each state after the last level.
     branches: a level's largest number of children, the compile-time bound of its candidates.
   """
 
   starts: tuple[Int[Array, "S1"], ...]
   codes: tuple[Int[Array, "N"], ...]
+  items: Int[Array, "I"]
   branches: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
@@ -43,8 +45,10 @@ def build_transitions(codes: np.ndarray) -> Transitions:
   for level, width in enumerate(widths):
     prefixes *= width
     prefixes += codes[:, level]
-  prefixes.sort()
-  prefixes = prefixes[np.append(True, prefixes[1:] != prefixes[:-1])]
+  order = np.argsort(prefixes, kind="stable")
+  prefixes = prefixes[order]
+  distinct = np.append(True, prefixes[1:] != prefixes[:-1])
+  prefixes, items = prefixes[distinct], order[distinct]
   starts, level_codes, branches = [], [], []
   for width in reversed(widths):  # from the items up: what is left of a prefix without its last code is its parent
     parents = prefixes // width
@@ -53,4 +57,28 @@ def build_transitions(codes: np.ndarray) -> Transitions:
     starts.append(jnp.asarray(first, jnp.int32))
     branches.append(int(np.diff(first).max()))
     prefixes = parents[first[:-1]]
-  return Transitions(tuple(starts[::-1]), tuple(level_codes[::-1]), tuple(branches[::-1]))
+  leaves = jnp.asarray(items, jnp.int32)
+  return Transitions(tuple(starts[::-1]), tuple(level_codes[::-1]), leaves, tuple(branches[::-1]))
+
+
+def children(
+  transitions: Transitions, level: int, states: Int[Array, "B W"]
+) -> tuple[Int[Array, "B W K"], Int[Array, "B W K"], Bool[Array, "B W K"]]:
+  """Each state's children: their states, their codes and whether they exist."""
+  starts, codes, branch = transitions.starts[level], transitions.codes[level], transitions.branches[level]
+  after = starts[states][..., None] + jnp.arange(branch, dtype=jnp.int32)[None, None]
+  exists = after < starts[states + 1][..., None]
+  after = jnp.where(exists, after, 0)
+  return after, codes[after], exists
+
+
+def find_items(transitions: Transitions, codes: Int[Array, "B W C"]) -> Int[Array, "B W"]:
+  """Item rows of given codes; -1 where they are no item's."""
+  states = jnp.zeros(codes.shape[:-1], jnp.int32)
+  found = jnp.ones(codes.shape[:-1], bool)
+  for level in range(codes.shape[-1]):
+    after, candidates, exists = children(transitions, level, states)
+    fits = exists & (candidates == codes[..., level, None])
+    found &= jnp.any(fits, axis=-1)
+    states = jnp.max(jnp.where(fits, after, 0), axis=-1)
+  return jnp.where(found, transitions.items[states], -1)

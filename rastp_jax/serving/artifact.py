@@ -1,17 +1,18 @@
 """A trained model as a directory of plain files that runs without rastp_jax.
 
 export.json               history lengths, beams and platforms of the programs; the run's settings
-decode_N_items.jax        decodes histories of up to N items (`jax.export`): weights, transitions, history codes ->
-                          beams; any number of users, on CPU, GPU and TPU
+decode_N_items.jax        answers histories of up to N items (`jax.export`): weights, tables, item rows -> item rows,
+                          log-probabilities; any number of users, on CPU, GPU and TPU
 model.safetensors         weights, float32
-semantic_ids.safetensors  codes (items, levels), row = item
-transitions.safetensors   the same codes as the table that constrains decoding to items
+tables.safetensors        what decoding knows of the items: codes (items, levels), row = item; the same as the table
+                          that constrains decoding to items; neighbours, where counts are mixed in
 items.jsonl               item ids, ASINs and titles, row = item
 load.py                   reads all this with jax and numpy only
 flatbuffers/              the package that `jax.export` reads its files with; `pip install jax` does not install it
 README.md                 the model card
 """
 
+import dataclasses
 import importlib.resources
 import json
 import os
@@ -27,11 +28,11 @@ from jax import export
 from safetensors.numpy import save
 
 from rastp_jax import config as config_lib
+from rastp_jax.config import Config
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.data.items import Item
 from rastp_jax.evaluation import results
-from rastp_jax.generation.beam_search import beam_search
-from rastp_jax.generation.trie import Transitions, build_transitions
+from rastp_jax.generation.decode import ItemTables, answer, item_tables
 from rastp_jax.model.interface import GenerativeModel
 from rastp_jax.runtime import files
 from rastp_jax.serving import exported_model, model_card
@@ -75,14 +76,14 @@ def write(
     InputError: the directory is not empty, or cannot be written.
   """
   weights = flat_weights(saved.model)
-  transitions, unflatten = _flat_transitions(saved.semantic_ids.codes)
   config = saved.config
-  decode = make_exportable_decode(saved.model, unflatten, config.eval.beam_width, renormalize=config.eval.renormalize)
+  tables, unflatten = flat_tables(item_tables(saved.semantic_ids.codes, saved.histories, config.counts))
+  decode = make_exportable_decode(saved.model, unflatten, config)
   with files.new_directory(directory) as out:
     programs = {}
     for length in saved.lengths:
       programs[length] = f"decode_{length}_items.jax"
-      exported = export_decode(decode, weights, transitions, length, saved.semantic_ids.depth)
+      exported = export_decode(decode, weights, tables, length)
       files.write_atomic(out / programs[length], bytes(exported.serialize()))
     info = {
       "programs": programs,
@@ -100,9 +101,7 @@ def write(
     files.write_json(out / "export.json", info)
     metadata = {"format": "np", "model": "rastp_jax", "step": str(saved.step)}
     files.write_atomic(out / "model.safetensors", save(weights, metadata))
-    codes = np.ascontiguousarray(saved.semantic_ids.codes, np.int32)
-    files.write_atomic(out / "semantic_ids.safetensors", save({"codes": codes}))
-    files.write_atomic(out / "transitions.safetensors", save(transitions))
+    files.write_atomic(out / "tables.safetensors", save(tables))
     with files.open_atomic(out / "items.jsonl") as file:
       for item in items:
         line = {"item_id": item.item_id, "asin": item.asin, "title": item.title}
@@ -121,40 +120,39 @@ def flat_weights(model: GenerativeModel) -> dict[str, np.ndarray]:
 
 
 def make_exportable_decode(
-  model: GenerativeModel,
-  unflatten: Callable[[Mapping[str, jax.Array]], Transitions],
-  width: int,
-  *,
-  renormalize: bool,
+  model: GenerativeModel, unflatten: Callable[[Mapping[str, jax.Array]], ItemTables], config: Config
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
   """Decoding as a function of arrays and dicts of arrays only: an exported program takes nothing else.
 
   Returns:
-    (weights, transitions, history (B, N, C)) -> codes (B, W, C), log-probabilities (B, W).
+    (weights, tables, history (B, N)) -> item rows (B, W), log-probabilities (B, W).
   """
   graph, state = nnx.split(model, nnx.Param)
   paths = [path for path, _ in nnx.to_flat_state(state)]
+  settings = dataclasses.replace(config.eval, constrained=True)
 
-  def decode(weights, transitions, history):
+  def decode(weights, tables, history):
     params = nnx.traversals.unflatten_mapping({path: weights[".".join(map(str, path))] for path in paths})
     merged = nnx.merge(graph, params)
-    beams = beam_search(merged, merged.encode(history), unflatten(transitions), width, renormalize=renormalize)
-    return beams.codes, beams.log_probs
+    answers = answer(merged, unflatten(tables), history, settings, config.counts)
+    return answers.items, answers.log_probs
 
   return decode
 
 
-def export_decode(decode: Callable, weights, transitions, items: int, depth: int) -> export.Exported:
+def export_decode(decode: Callable, weights, tables, items: int) -> export.Exported:
   """Lowers `make_exportable_decode`'s function for all platforms, any number of users, histories of `items` items."""
   shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
   (users,) = export.symbolic_shape("users")
-  history = jax.ShapeDtypeStruct((users, items, depth), jnp.int32)
-  return export.export(jax.jit(decode), platforms=PLATFORMS)(shapes(weights), shapes(transitions), history)
+  history = jax.ShapeDtypeStruct((users, items), jnp.int32)
+  return export.export(jax.jit(decode), platforms=PLATFORMS)(shapes(weights), shapes(tables), history)
 
 
-def _flat_transitions(codes: np.ndarray):
-  """The table of transitions as named arrays, and a function from these back to the table."""
-  leaves, structure = jax.tree.flatten(build_transitions(codes))
-  names = [f"table_{index}" for index in range(len(leaves))]
-  arrays = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
+def flat_tables(
+  tables: ItemTables,
+) -> tuple[dict[str, np.ndarray], Callable[[Mapping[str, jax.Array]], ItemTables]]:
+  """The tables as named arrays, like "transitions.starts.0", and a function from these back to the tables."""
+  leaves, structure = jax.tree_util.tree_flatten_with_path(tables)
+  names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+  arrays = {name: np.asarray(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
   return arrays, lambda named: jax.tree.unflatten(structure, [named[name] for name in names])

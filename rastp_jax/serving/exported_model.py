@@ -50,28 +50,26 @@ class ExportedModel:
     directory = pathlib.Path(directory)
     self.info = json.loads((directory / "export.json").read_text())
     self.items = [json.loads(line) for line in (directory / "items.jsonl").read_text().splitlines()]
-    self.codes = read_safetensors(directory / "semantic_ids.safetensors")["codes"]  # (items, levels)
     self._weights = jax.device_put(read_safetensors(directory / "model.safetensors"))
-    self._transitions = jax.device_put(read_safetensors(directory / "transitions.safetensors"))
+    self._tables = jax.device_put(read_safetensors(directory / "tables.safetensors"))
     read = lambda name: export.deserialize(bytearray((directory / name).read_bytes()))
     self._programs = {int(items): jax.jit(read(name).call) for items, name in self.info["programs"].items()}
     self._rows = {item["item_id"]: row for row, item in enumerate(self.items)}
     for row, item in enumerate(self.items):
       if item["asin"]:
         self._rows.setdefault(item["asin"], row)
-    self._row_of_codes = {codes.tobytes(): row for row, codes in enumerate(self.codes)}
 
   def row(self, item):
     """The row of an item id or ASIN in the catalogue, None if it is not there."""
     return self._rows.get(str(item))
 
   def decode(self, history):
-    """Beams of (users, items, levels) int32 codes, padded on the right with -1; items is a key of info["programs"].
+    """Answers to (users, items) int32 rows of the catalogue, padded with -1; items is a key of info["programs"].
 
-    Returns (users, beams, levels) codes, best first, and their (users, beams) log-probabilities; -1 and -inf where the
-    catalogue has fewer items than beams.
+    Returns (users, beams) rows, best first, and their (users, beams) log-probabilities; -1 and -inf where the catalogue
+    has fewer items than beams.
     """
-    return self._programs[history.shape[1]](self._weights, self._transitions, history)
+    return self._programs[history.shape[1]](self._weights, self._tables, history)
 
   def recommend(self, histories, k=10):
     """The k most probable next items of each history; unknown items are left out. Empty where no item is known.
@@ -97,12 +95,12 @@ class ExportedModel:
       for first in range(0, len(users), 256):
         batch = users[first : first + 256]
         # A program is compiled for each number of users: here two, for few and for many.
-        history = np.full((16 if len(batch) <= 16 else 256, items, self.codes.shape[1]), -1, np.int32)
+        history = np.full((16 if len(batch) <= 16 else 256, items), -1, np.int32)
         for index, user in enumerate(batch):
-          history[index, : len(known[user])] = self.codes[known[user]]
-        for user, beams, scores in zip(batch, *map(np.asarray, self.decode(history)), strict=False):
-          rows = [self._row_of_codes[codes.tobytes()] for codes in beams[np.isfinite(scores)]]
-          answers[user] = [(self.items[row], float(score)) for row, score in zip(rows, scores, strict=False)][:k]
+          history[index, : len(known[user])] = known[user]
+        for user, rows, scores in zip(batch, *map(np.asarray, self.decode(history)), strict=False):
+          found = [(self.items[row], float(score)) for row, score in zip(rows, scores, strict=True) if row >= 0]
+          answers[user] = found[:k]
     return answers
 
 

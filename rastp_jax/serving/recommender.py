@@ -25,9 +25,8 @@ from flax import nnx
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.data.items import Item
 from rastp_jax.errors import InputError
-from rastp_jax.generation.beam_search import Beams
-from rastp_jax.generation.decode import make_decode
-from rastp_jax.generation.trie import build_transitions
+from rastp_jax.generation.decode import item_tables, make_decode
+from rastp_jax.generation.mixture import Answers
 from rastp_jax.runtime import sharding
 from rastp_jax.training import runs
 from rastp_jax.training.runs import SavedModel
@@ -101,12 +100,12 @@ class Recommender:
 
   def __init__(self, saved: SavedModel, items: Sequence[Item]):
     self.items = items
-    self._config, self._mesh, self._semantic_ids = saved.config, saved.mesh, saved.semantic_ids
+    self._config, self._mesh = saved.config, saved.mesh
     self._lengths = saved.lengths
     self._graph, self._params = nnx.split(saved.model)
-    transitions = build_transitions(saved.semantic_ids.codes)
-    self._transitions = jax.device_put(transitions, sharding.replicated(saved.mesh))
-    self._decoders: dict[int, Callable[..., Beams]] = {}  # beam width -> compiled decoding
+    tables = item_tables(saved.semantic_ids.codes, saved.histories, saved.config.counts)
+    self._tables = jax.device_put(tables, sharding.replicated(saved.mesh))
+    self._decoders: dict[int, Callable[..., Answers]] = {}  # beam width -> compiled decoding
     devices = saved.mesh.shape["data"]
     self._batch_size = sharding.round_up(saved.config.eval.batch_size, devices)
     # A small batch is compiled besides the full one, so that few users do not wait for many rows of padding.
@@ -221,22 +220,23 @@ class Recommender:
     unknown = tuple(item for item in ids if item not in self._rows)
     return _Query(rows[-max_items:], unknown, (items, width), excluded, k)
 
-  def _decode(self, batch: Sequence[_Query]) -> Beams:
+  def _decode(self, batch: Sequence[_Query]) -> Answers:
     """Starts decoding queries of one shape."""
     items, width = batch[0].shape
     size = self._small_batch_size if len(batch) <= self._small_batch_size else self._batch_size
     rows = np.full((size, items), -1, np.int32)
     for index, query in enumerate(batch):
       rows[index, : len(query.rows)] = query.rows
-    history = sharding.place_rows(self._semantic_ids.lookup(rows), self._mesh)
+    history = sharding.place_rows(rows, self._mesh)
     if width not in self._decoders:
-      self._decoders[width] = make_decode(self._mesh, width, renormalize=self._config.eval.renormalize)
-    return self._decoders[width](self._graph, self._params, self._transitions, history)
+      settings = dataclasses.replace(self._config.eval, beam_width=width, constrained=True)
+      self._decoders[width] = make_decode(self._mesh, settings, self._config.counts)
+    return self._decoders[width](self._graph, self._params, self._tables, history)
 
-  def _answer(self, beams: Beams, batch: Sequence[_Query]) -> None:
-    """Waits for a batch's beams and turns them into its queries' answers."""
-    rows = self._semantic_ids.items_of(sharding.local_rows(beams.codes)).tolist()
-    scores = sharding.local_rows(beams.log_probs).tolist()
+  def _answer(self, answers: Answers, batch: Sequence[_Query]) -> None:
+    """Waits for a batch's decoding and turns it into its queries' answers."""
+    rows = sharding.local_rows(answers.items).tolist()
+    scores = sharding.local_rows(answers.log_probs).tolist()
     for query, query_rows, query_scores in zip(batch, rows, scores, strict=False):  # the last rows may be padding
       found = [
         (self.items[row], score)
@@ -273,15 +273,15 @@ class _Queue:
 
   def __init__(
     self,
-    decode: Callable[[Sequence[_Query]], Beams],
-    answer: Callable[[Beams, Sequence[_Query]], None],
+    decode: Callable[[Sequence[_Query]], Answers],
+    answer: Callable[[Answers, Sequence[_Query]], None],
     batch_size: int,
   ):
     self._decode, self._answer, self._batch_size = decode, answer, batch_size
     self._in_order: collections.deque[_Query] = collections.deque()  # every query whose answer was not taken yet
     self._waiting: dict[tuple[int, int], list[_Query]] = {}  # shape -> queries for the next batch of that shape
     # Batches on the devices; the previous one is converted meanwhile.
-    self._decoding: collections.deque[tuple[Beams, list[_Query]]] = collections.deque()
+    self._decoding: collections.deque[tuple[Answers, list[_Query]]] = collections.deque()
 
   def add(self, query: _Query) -> None:
     """Decodes a batch if this query fills one, or if too many queries wait for the oldest one."""

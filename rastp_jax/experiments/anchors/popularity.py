@@ -3,7 +3,6 @@
 import numpy as np
 
 from rastp_jax.data.histories import Histories
-from rastp_jax.evaluation.breakdown import training_counts
 
 
 class Popularity:
@@ -12,7 +11,7 @@ class Popularity:
   history_items = 1  # none is used, but a batch has at least one column
 
   def __init__(self, histories: Histories):
-    self._counts = training_counts(histories).astype(np.float32)
+    self._counts = histories.training_counts().astype(np.float32)
 
   def scores(self, history: np.ndarray) -> np.ndarray:
     """float32 (B, num_items) for histories (B, N)."""

@@ -1,6 +1,7 @@
 """Times generation: constrained and not, and against the size of the catalogue."""
 
 import concurrent.futures
+import dataclasses
 import math
 import multiprocessing
 import pathlib
@@ -18,8 +19,8 @@ from rastp_jax.batches.batches import evaluation_batches
 from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.config import Config
 from rastp_jax.data.histories import Histories
-from rastp_jax.generation.decode import make_decode
-from rastp_jax.generation.trie import Transitions, build_transitions
+from rastp_jax.generation.decode import item_tables, make_decode
+from rastp_jax.generation.trie import build_transitions
 from rastp_jax.model.factory import make_model
 from rastp_jax.runtime import sharding
 from rastp_jax.semantic_ids.codes import SemanticIds
@@ -89,9 +90,10 @@ class DecodingSpeed:
     place = sharding.replicated(mesh)
     graph, params = nnx.split(model)
     params = jax.device_put(params, place)
-    self._tables: dict[str, Transitions | None] = {"unconstrained": None}
-    self._tables |= {name: jax.device_put(build_transitions(table), place) for name, table in codes.items()}
-    decode = make_decode(mesh, config.eval.beam_width, renormalize=config.eval.renormalize)
+    tables = {name: item_tables(table, histories, config.counts) for name, table in codes.items()}
+    self._tables = jax.device_put({"unconstrained": tables["constrained"], **tables}, place)
+    settings = {name: dataclasses.replace(config.eval, constrained=name != "unconstrained") for name in self._tables}
+    decode = {name: make_decode(mesh, one, config.counts) for name, one in settings.items()}
     rows = sharding.round_up(config.eval.batch_size, mesh.size)
     lengths = bucket_lengths(config.data, histories)
     self._batches, self._counts, self._users = {}, {}, histories.num_users
@@ -99,8 +101,8 @@ class DecodingSpeed:
       items = batch["history"].shape[1]
       self._counts[items] = self._counts.get(items, 0) + 1
       if items not in self._batches:
-        self._batches[items] = sharding.place_rows(semantic_ids.lookup(batch["history"]), mesh)
-    self._call = lambda table, history: decode(graph, params, table, history)
+        self._batches[items] = sharding.place_rows(batch["history"], mesh)
+    self._call = lambda name, history: decode[name](graph, params, self._tables[name], history)
     self._beam_width, self._rows = config.eval.beam_width, rows
     self._seconds = {(name, items): [] for name in self._tables for items in self._batches}
 
@@ -108,9 +110,9 @@ class DecodingSpeed:
     """Times every table on every bucket `repeats` times in turn, after one untimed call each."""
     for repeat in range(repeats + 1):
       for items, history in self._batches.items():
-        for name, table in self._tables.items():
+        for name in self._tables:
           start = time.perf_counter()
-          jax.block_until_ready(self._call(table, history))
+          jax.block_until_ready(self._call(name, history))
           if repeat:
             self._seconds[name, items].append(time.perf_counter() - start)
 
@@ -121,7 +123,7 @@ class DecodingSpeed:
       seconds = sum(count * float(np.median(self._seconds[name, items])) for items, count in self._counts.items())
       result["tables"][name] = {
         "users_per_second": self._users / seconds,
-        "branches": None if table is None else list(table.branches),
+        "branches": None if name == "unconstrained" else list(table.transitions.branches),
         "seconds": {str(items): self._seconds[name, items] for items in self._batches},
       }
     return result
