@@ -11,7 +11,11 @@ from rastp_jax import config as config_lib
 
 
 def get_config(variants: str = ""):
-  config = config_lib.default_config_dict()
+  return apply(variants, config_lib.default_config_dict())
+
+
+def apply(variants: str, config):
+  """Changes a config as these variants say, one after the other; returns it."""
   for name in filter(None, variants.split(",")):
     if name not in VARIANTS:
       raise ValueError(f"there is no variant {name!r}, expected some of {', '.join(VARIANTS)}")

@@ -12,7 +12,7 @@ paper-sized default and `:reference` have not been trained to the end yet; the p
 and 0.0645 dense.
 """
 
-from configs import base
+from rastp_jax.configs import base
 
 
 def get_config(variants: str = ""):

@@ -7,7 +7,7 @@
 How long it takes, and what score to expect, depends on the data: compare with configs/beauty.py, 198,502 interactions.
 """
 
-from configs import base
+from rastp_jax.configs import base
 
 
 def get_config(variants: str = ""):

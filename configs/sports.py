@@ -8,7 +8,7 @@ The time follows from Beauty's samples per second. Not trained to the end yet; r
 and 0.0289 dense.
 """
 
-from configs import base
+from rastp_jax.configs import base
 
 
 def get_config(variants: str = ""):

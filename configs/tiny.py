@@ -8,7 +8,7 @@ Seen: test recall@10 0.317 with RASTP, 0.376 with `:dense`, 0.414 with `:items`;
 possible predictor 0.87.
 """
 
-from configs import base
+from rastp_jax.configs import base
 
 
 def get_config(variants: str = ""):
@@ -25,6 +25,4 @@ def get_config(variants: str = ""):
   config.train.length = "6 epochs"
   config.train.log_every = "1 epochs"
   config.train.learning_rate = 2e-3
-  for name in filter(None, variants.split(",")):
-    base.VARIANTS[name](config)
-  return config
+  return base.apply(variants, config)

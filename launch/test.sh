@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv, then checks style, spelling and types, and runs the tests: ./launch/test.sh [pytest arguments]
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+DEV=1 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 echo "== Checking style"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .

@@ -1,4 +1,8 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and the exit codes."""
+
+# What a process returns. 0: done; anything else that is not named here is a crash, like any program's.
+EXIT_MISTAKE = 2  # a person must act: a mistake in flags, settings or files, a full disk, a loss that is not finite
+EXIT_RESUME = 75  # the run is not over and nothing is wrong with it: run the same command again (sysexits' EX_TEMPFAIL)
 
 
 class InputError(ValueError):

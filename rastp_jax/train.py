@@ -19,6 +19,7 @@ the same --workdir on a file system they share; docs/scaling.md tells more.
 
 from absl import flags
 
+from rastp_jax.errors import EXIT_RESUME
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.runtime import cli, processes, sharding
 from rastp_jax.training import profiling, runs, trainer
@@ -45,7 +46,7 @@ def main() -> int:
   evaluator = Evaluator(config, histories, semantic_ids, sharding.whole_batch_mesh(setup.mesh))
   validate = lambda model: evaluator.evaluate(model, "validation", users=config.train.eval_users)
   result = trainer.train(setup, workdir, validate if held_out else None, profile_steps=profile_steps)
-  return cli.EXIT_RESUME if result.interrupted else 0
+  return EXIT_RESUME if result.interrupted else 0
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from rastp_jax.runtime import files
 from tests.helpers.results import make_result
 
 GOLDEN = """\
-python -m rastp_jax.prepare --config=configs/beauty.py:cpu --config.data.data_dir=data --raw_dir={raw}/beauty
-python -m rastp_jax.train --config=configs/beauty.py:cpu,dense --config.data.data_dir=data --config.train.seed=999 \
+python -m rastp_jax.prepare --config=beauty:cpu --config.data.data_dir=data --raw_dir={raw}/beauty
+python -m rastp_jax.train --config=beauty:cpu,dense --config.data.data_dir=data --config.train.seed=999 \
 --config.train.patience=0 '--config.train.length=2 epochs' --workdir=runs/t_cpu/beauty/dense/seed_999
 python -m rastp_jax.evaluate --workdir=runs/t_cpu/beauty/dense/seed_999
-python -m rastp_jax.train --config=configs/beauty.py:cpu --config.data.data_dir=data --config.train.seed=999 \
+python -m rastp_jax.train --config=beauty:cpu --config.data.data_dir=data --config.train.seed=999 \
 --config.train.patience=0 '--config.train.length=2 epochs' --workdir=runs/t_cpu/beauty/pruned/seed_999
 python -m rastp_jax.evaluate --workdir=runs/t_cpu/beauty/pruned/seed_999
 """
@@ -57,7 +57,7 @@ def test_commands(tmp_path):
   assert printed.startswith(GOLDEN.format(raw=shlex.quote(str(tmp_path))))
   assert len(printed.splitlines()) == 1 + 2 * len(MODELS) * len(SEEDS)
   whole = paper_table.dry_run(TableRuns()).splitlines()
-  assert len(whole) == 3 * 13 and "--config=configs/toys.py --" in whole[-2] and "length" not in whole[-2]
+  assert len(whole) == 3 * 13 and "--config=toys --" in whole[-2] and "length" not in whole[-2]
   with pytest.raises(InputError, match="sports"):
     paper_table.dry_run(TableRuns(str(tmp_path)))
 

@@ -19,9 +19,9 @@ import time
 
 from absl import flags
 
+from rastp_jax.errors import EXIT_RESUME
 from rastp_jax.experiments import results
 from rastp_jax.experiments.tiny_run import log, losses, start
-from rastp_jax.runtime import cli
 
 _RUNS = flags.DEFINE_integer("runs", 20, "How many runs to stop.")
 _KILLS = flags.DEFINE_integer("kills", 2, "How often each of them is hit.")
@@ -108,7 +108,7 @@ def _run_and_hit(workdir: pathlib.Path, cache: pathlib.Path, processes: int, mom
       saving += any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
     codes = [process.wait(WAIT) for process in running]  # a process that lost the other one ends by itself
     slowest = max(slowest, time.monotonic() - begin)
-    assert number == signal.SIGKILL or finished or set(codes) <= {cli.EXIT_RESUME, 0}, (codes, log(workdir).read_text())
+    assert number == signal.SIGKILL or finished or set(codes) <= {EXIT_RESUME, 0}, (codes, log(workdir).read_text())
   running = start(workdir, cache, processes=processes, arguments=ARGUMENTS)
   _wait(running, workdir)
   return hits, saving, slowest

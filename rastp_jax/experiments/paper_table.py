@@ -239,7 +239,7 @@ def _run(runs: TableRuns, dataset: str, model: str, seed: int) -> list[RunComman
 
 def _config(runs: TableRuns, dataset: str, model: str) -> str:
   variants = ",".join((["cpu"] if runs.cpu else []) + (["dense"] if model == "dense" else []))
-  return f"--config=configs/{dataset}.py" + (f":{variants}" if variants else "")
+  return f"--config={dataset}" + (f":{variants}" if variants else "")
 
 
 def _check_lengths(runs: TableRuns) -> None:

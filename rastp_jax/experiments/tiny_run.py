@@ -17,6 +17,7 @@ import jax
 from absl import flags
 from flax import nnx
 
+from rastp_jax.errors import EXIT_RESUME
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.runtime import cli, files, processes, sharding
@@ -41,7 +42,7 @@ def main() -> int:
   workdir = Workdir(cli.require(_WORKDIR, "runs/tiny"))
   result = trainer.train(setup, workdir, lambda model: evaluator.evaluate(model, "validation"))
   if result.interrupted:
-    return cli.EXIT_RESUME
+    return EXIT_RESUME
   graph, target = step.abstract_model(config, semantic_ids.widths, mesh)
   best = workdir.restore_params(target)
   metrics = evaluator.evaluate(nnx.merge(graph, best.params), "test")

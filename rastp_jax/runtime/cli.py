@@ -21,12 +21,8 @@ from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from rastp_jax import config as config_lib  # noqa: E402
-from rastp_jax.errors import InputError  # noqa: E402
-from rastp_jax.runtime import processes  # noqa: E402
-
-# What a process returns. 0: done; anything else that is not named here is a crash, like any program's.
-EXIT_MISTAKE = 2  # a person must act: a mistake in flags, settings or files, a full disk, a loss that is not finite
-EXIT_RESUME = 75  # the run is not over and nothing is wrong with it: run the same command again (sysexits' EX_TEMPFAIL)
+from rastp_jax.errors import EXIT_MISTAKE, EXIT_RESUME, InputError  # noqa: E402
+from rastp_jax.runtime import machine, processes  # noqa: E402
 
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -40,8 +36,8 @@ def define_config_flag() -> flags.FlagHolder:
   return config_flags.DEFINE_config_file(
     "config",
     None,
-    "Python file with get_config(), variants after a colon, like configs/beauty.py:cpu,dense; override settings with "
-    f"--config.SECTION.FIELD=VALUE. {_settings_help()}",
+    "A dataset that comes with this package, or a Python file with get_config(), variants after a colon, like "
+    f"beauty:cpu,dense or configs/own.py:cpu; override settings with --config.SECTION.FIELD=VALUE. {_settings_help()}",
   )
 
 
@@ -67,7 +63,7 @@ def load_config(flag_value: Any) -> config_lib.Config:
     InputError: the flag was not given, or a value makes no sense.
   """
   if flag_value is None:
-    raise InputError("--config is missing: give a config file, like --config=configs/beauty.py.")
+    raise InputError("--config is missing: give a config, like --config=beauty:cpu or --config=configs/own.py.")
   return config_lib.from_dict(flag_value)
 
 
@@ -80,14 +76,16 @@ def require(flag: flags.FlagHolder, example: str) -> Any:
 
 def command_line() -> str:
   """The command that started this process, as results record it."""
-  return shlex.join(["python", *sys.orig_argv[1:]])
+  program, *arguments = sys.orig_argv[1:]
+  called = ["rastp"] if pathlib.Path(program).name == "rastp" else ["python", program]
+  return shlex.join([*called, *arguments])
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
   """Parses flags, calls `main`, and exits with what it returns (None: 0).
 
-  A mistake in the flags, the config or the files (`InputError`) ends in one line on stderr and `EXIT_MISTAKE`; a run of
-  several processes that loses one of them in `EXIT_RESUME`.
+  A mistake in the flags, the config or the files (`InputError`) and what the machine lacks end in one line on stderr
+  and `EXIT_MISTAKE`; a run of several processes that loses one of them in `EXIT_RESUME`.
   """
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text; stderr does this by itself
@@ -108,8 +106,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
       return main()
     except InputError as error:
       _fail(str(error))
-    except (RuntimeError, ValueError) as error:  # what JAX and Orbax raise when another process no longer answers
-      processes.abort_if_peer_lost(error, EXIT_RESUME)
+    except Exception as error:
+      sentence = machine.explain(error)
+      if sentence:
+        _fail(sentence, at_once=jax.distributed.is_initialized())
+      if isinstance(error, RuntimeError | ValueError):  # what JAX and Orbax raise when another process is gone
+        processes.abort_if_peer_lost(error, EXIT_RESUME)
       raise
 
   app.run(guarded, flags_parser=_parse)
@@ -137,8 +139,7 @@ def _one_device_per_core() -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
-    _check_config_file(argv[1:])
-    return flags.FLAGS([argv[0], *config_lib.translate_arguments(argv[1:], _note)])
+    return flags.FLAGS([argv[0], *config_lib.translate_arguments(_find_config_files(argv[1:]), _note)])
   except InputError as error:
     _fail(str(error))
   except flags.IllegalFlagValueError as error:
@@ -150,8 +151,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
     _fail(f"The config file cannot be used: {last_line}.")
 
 
-def _fail(sentence: str) -> NoReturn:
-  print("error:", " ".join(sentence.split()), file=sys.stderr)
+def _fail(sentence: str, at_once: bool = False) -> NoReturn:
+  """Ends the process with a sentence; `at_once`, without waiting for the other processes of its run."""
+  print("error:", " ".join(sentence.split()), file=sys.stderr, flush=True)
+  if at_once:
+    os._exit(EXIT_MISTAKE)
   sys.exit(EXIT_MISTAKE)
 
 
@@ -159,24 +163,38 @@ def _note(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def _check_config_file(arguments: Sequence[str]) -> None:
-  """Raises InputError where ml_collections would end in a traceback: the config file does not exist."""
-  for place, argument in enumerate(arguments):
-    if argument == "--":
-      return
-    name, _, value = argument.partition("=")
+def _find_config_files(arguments: Sequence[str]) -> list[str]:
+  """The arguments, with the path of every --config in place of its name."""
+  found = list(arguments)
+  end = found.index("--") if "--" in found else len(found)
+  for place in range(end):
+    name, sign, value = found[place].partition("=")
     if name in ("--config", "-config"):
-      value = value or "".join(arguments[place + 1 : place + 2])
-      _check_file(value.partition(":")[0])
+      if sign:
+        found[place] = f"{name}={_find_config_file(value)}"
+      elif place + 1 < end:
+        found[place + 1] = _find_config_file(found[place + 1])
+  return found
 
 
-def _check_file(path: str) -> None:
+def _find_config_file(value: str) -> str:
+  """PATH or PATH:VARIANTS of a config that is given by its path or by the name of one that comes with the package.
+
+  Raises:
+    InputError: there is none; ml_collections would end in a traceback.
+  """
+  path, colon, variants = value.partition(":")
+  shipped = pathlib.Path(__file__).parents[1] / "configs"
+  if "/" not in path and not path.endswith(".py"):
+    near, there = path, sorted(file.stem for file in shipped.glob("*.py"))
+    path = str(shipped / f"{path}.py")
+  else:
+    near, there = path, sorted(map(str, pathlib.Path(path).parent.glob("*.py")))
   if pathlib.Path(path).is_file():
-    return
-  there = [str(file) for file in sorted((pathlib.Path(path).parent).glob("*.py"))]
-  near = difflib.get_close_matches(path, there, n=1)
-  hint = f"did you mean {near[0]}?" if near else "give the path of a config file, like configs/beauty.py."
-  raise InputError(f"There is no config file {path!r}: {hint}")
+    return f"{path}{colon}{variants}"
+  close = difflib.get_close_matches(near, there, n=1)
+  hint = f"did you mean {close[0]}?" if close else "give the path of a config file, or a name like beauty."
+  raise InputError(f"There is no config file {near!r}: {hint}")
 
 
 def _illegal_value(message: str) -> str:
