@@ -301,7 +301,134 @@ def test_sessions_with_their_events_inside(tmp_path, parquet):
     assert read(tmp_path / f"{place}", files, **settings)[1] == {str(s): ["3", "2", "1", "0"] for s in range(3)}
 
 
+def jsonl(rows) -> str:
+  return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+LISTS = [{"user_id": u, "items": [f"i{k}" for k in range(4)], "times": [9, 8, 7, 6]} for u in ("u0", "u1", "u2")]
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_users_with_a_list_of_ids_per_row(tmp_path, parquet):
+  name = "interactions.parquet" if parquet else "interactions.jsonl"
+  form = pa.Table.from_pylist if parquet else jsonl
+  plain = [{"user_id": row["user_id"], "items": row["items"]} for row in LISTS]
+  files = {name: form(plain), "items.csv": "item_id,title\ni1,One\n"}
+  found, users = read(tmp_path / "plain", files)
+  assert users == READ and found.items[1].title == "One"
+  assert "no column holds times: the items in 'items' are taken in the order of their list" in found.describe()
+  named = [{"user_id": row["user_id"], "bought": row["items"]} for row in LISTS]
+  assert read(tmp_path / "named", {name: form(named)}, item_column="bought")[1] == READ
+  timed = read(tmp_path / "timed", {name: form(LISTS)}, time_column="times")[1]
+  assert timed == {user: items[::-1] for user, items in READ.items()}
+  LISTS_TORN = [*LISTS, {**LISTS[0], "times": [1]}]
+  refused(tmp_path / "torn", {name: form(LISTS_TORN)}, "lists of one length in 'items' and", time_column="times")
+
+
+def test_lists_of_mixed_ids_and_lines_without_one(tmp_path):
+  text = '{"user":1,"items":[]}\n{"user":2,"items":[1,"2",3]}\n{"user":3,"items":null}\n{"user":2,"items":[4]}\n'
+  assert read(tmp_path / "a", {"interactions.jsonl": text})[1] == {"2": ["1", "2", "3", "4"]}
+  text += '{"user":3,"items":5}\n'
+  refused(tmp_path / "b", {"interactions.jsonl": text}, "line 5 does not hold lists of one length in 'items'")
+
+
+@pytest.mark.parametrize("value", [{"$oid": "u"}, ["u"]])
+def test_what_is_no_single_value_is_not_an_id(tmp_path, value):
+  rows = [{"user": "u", "item": f"i{k}", "timestamp": k} for k in range(4)]
+  refused(
+    tmp_path, {"interactions.jsonl": jsonl([*rows, {**rows[0], "user": value}])}, "line 5 has the user .*one value"
+  )
+
+
+# Names of columns.
+
+
+@pytest.mark.parametrize(
+  "header", ["User,Item,Timestamp", "USER_ID,ITEM_ID,TIMESTAMP", "userID,productID,Time", "visitorid,itemid,event_time"]
+)
+def test_names_are_known_in_any_spelling_and_said(tmp_path, header):
+  found, users = read(tmp_path, {"interactions.csv": lines(header=header)})
+  assert users == READ and all(f"column {name!r} is taken as " in found.describe() for name in header.split(","))
+
+
+def test_an_items_file_may_call_its_ids_id(tmp_path):
+  files = {"interactions.csv": lines(header="user_id,item_id,timestamp"), "items.csv": "ID,title\ni1,One\n"}
+  assert read(tmp_path / "a", files)[0].items[1].title == "One"
+  refused(tmp_path / "b", {"interactions.csv": lines(header="user_id,id,timestamp")}, "has no column 'item'")
+
+
+# Files of another form than their name says.
+
+
+def parquet_bytes() -> bytes:
+  buffer = pa.BufferOutputStream()
+  pa.parquet.write_table(table(), buffer)
+  return buffer.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "sentence"),
+  [
+    ("interactions.csv", parquet_bytes, "is a Parquet file: name it .parquet"),
+    ("interactions.jsonl", parquet_bytes, "is a Parquet file: name it .parquet"),
+    ("interactions.csv", lambda: gzip.compress(b"x"), "is a gzip file: its name must end with .gz"),
+    ("interactions.csv.gz", lambda: gzip.compress(b"x"), "is a gzip file inside a gzip file: unpack it once"),
+    ("interactions.csv", lambda: b"PK\x03\x04...", "is a zip archive .as Excel files are.: unpack it, or save"),
+    ("interactions.csv", lambda: lines().encode("utf-16-le"), "is not UTF-8 text .its first line has NUL bytes"),
+    ("interactions.csv", lambda: lines().replace("\n", "\r"), "ends its lines by CR alone"),
+    ("interactions.json", lambda: json.dumps([{"user": "u", "item": "i"}], indent=1), "is one JSON array: write one"),
+    ("interactions.json", lambda: json.dumps([{"user": "u", "item": "i"}]), "is one JSON array: write one"),
+    (
+      "interactions.jsonl",
+      lambda: '["i0", "i1"]\n["i2"]\n',
+      "line 1 cannot be read .a list.: expected one JSON object",
+    ),
+    ("mine.csv.gz", lines, "if mine.csv.gz holds them, call it interactions.csv.gz"),
+  ],
+)
+def test_files_of_another_form_say_which(tmp_path, name, content, sentence):
+  refused(tmp_path, {name: content()}, sentence)
+
+
+def test_a_value_more_than_names_is_refused_as_what_it_is(tmp_path):
+  names = "".join(f'"{k}" "{u}" "{i}" {t}\n' for k, (u, i, t) in enumerate(ROWS))
+  refused(tmp_path / "r", {"interactions.txt": '"user" "item" "timestamp"\n' + names}, "3 column names, but 4 values")
+  ended = lines().replace("\n", ",\n").replace("timestamp,\n", "timestamp\n", 1)
+  refused(tmp_path / "e", {"interactions.csv": ended}, "3 column names, but 4 values in each row")
+
+
+def test_a_part_without_rows_says_nothing_about_types(tmp_path):
+  empty = pa.table({name: pa.array([], pa.null()) for name in ("user", "item", "timestamp")})
+  files = {"interactions.parquet/part-0.parquet": empty, "interactions.parquet/part-1.parquet": table()}
+  assert read(tmp_path, files)[1] == READ
+
+
+def test_ids_of_a_type_that_rounds_them_are_refused(tmp_path):
+  rows = [(float(2**24 + 2 * u), i, t) for u in range(3) for _, i, t in ROWS[:4]]
+  refused(tmp_path / "a", {"interactions.parquet": table(rows, user=pa.float32())}, "too large for that type")
+  assert len(read(tmp_path / "b", {"interactions.parquet": table(rows, user=pa.float64())})[1]) == 3
+
+
+@pytest.mark.parametrize("time", ["inf", "NaN", "-inf"])
+def test_a_time_that_is_not_finite_is_none(tmp_path, time):
+  rows = [*ROWS[:3], ("u0", "i3", time)]
+  refused(tmp_path, {"interactions.csv": lines(rows)}, "row 4 has no timestamp")
+
+
 # What is doubtful is said.
+
+
+@pytest.mark.parametrize(
+  ("rows", "said"),
+  [
+    ([(f"1.5000{u}e+10", i, t) for u in range(3) for _, i, t in ROWS[:4]], "user ids like '1.50000e+10' are rounded"),
+    ([(u, i, 1661200010000 + t if t % 2 else 1661200010 + t) for u, i, t in ROWS], "in milliseconds and others in sec"),
+  ],
+)
+def test_ids_and_times_that_were_spoilt_before_are_warned_about(tmp_path, rows, said):
+  found = read(tmp_path / "a", {"interactions.csv": lines(rows)})[0].describe()
+  assert found.count("WARNING: ") == 1 and said in found
+  assert "WARNING" not in read(tmp_path / "b", {"interactions.csv": lines()})[0].describe()
 
 
 @pytest.mark.parametrize(("name", "rows"), [("NA", 30), ("null", 25), ("0", 40), ("bot", 200)])

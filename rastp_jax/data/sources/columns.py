@@ -1,6 +1,7 @@
 """Which columns of a file are meant: the named ones, or well-known names where nothing was named."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from rastp_jax.config import DataConfig
@@ -8,33 +9,38 @@ from rastp_jax.data.sources.tables import Table
 from rastp_jax.errors import InputError
 
 # Names under which published files have these columns; used only where a setting has its default.
+# Case, blanks and the signs between words do not count: "userId" is "USER_ID".
 _KNOWN_AS = {
   "user_column": (
+    "user",
     "user_id",
-    "userId",
     "user_idx",
     "uid",
-    "reviewerID",
-    "visitorid",
+    "reviewer_id",
+    "customer_id",
+    "visitor_id",
     "session",
     "session_id",
-    "SessionId",
   ),
   "item_column": (
+    "item",
     "item_id",
-    "itemId",
-    "itemid",
     "iid",
     "product_id",
     "parent_asin",
     "asin",
-    "movieId",
     "movie_id",
+    "article_id",
+    "business_id",
+    "track_id",
     "aid",
-    "ItemId",
   ),
-  "time_column": ("time", "ts", "event_time", "datetime", "date", "unixReviewTime", "unix_time", "Time"),
+  "time_column": ("timestamp", "time", "ts", "event_time", "datetime", "date", "unix_review_time", "unix_time"),
 }
+# In an items file also this, which in a file of interactions would be the interaction's.
+_ITEM_ID = "id"
+# ... and these where a row holds a list of items.
+_ITEM_LISTS = ("items", "item_ids", "products", "history", "sequence", "events")
 _DEFAULTS = DataConfig()
 
 
@@ -45,6 +51,7 @@ class Columns:
   user: str
   item: str
   time: str
+  in_lists: bool = False  # whether a row has several items
   notes: tuple[str, ...] = ()
 
 
@@ -60,17 +67,29 @@ def interaction_columns(table: Table, config: DataConfig) -> Columns:
     InputError: some are missing; the sentence names all of them, and what may be wrong with the file.
   """
   roles = [role for role in _KNOWN_AS if getattr(config, role)]
+  lists = [name for name in table.lists if _plain(name) in map(_plain, _ITEM_LISTS)]
+  if lists and _find(table.columns, config, "item_column") is None and config.item_column == _DEFAULTS.item_column:
+    config = dataclasses.replace(config, item_column=lists[0])
+  notes = [f"column {config.item_column!r} is taken as item"] if lists[:1] == [config.item_column] else []
+  if config.item_column in table.lists and _find(table.columns, config, "time_column") is None:
+    roles.remove("time_column")
+    notes.append(f"no column holds times: the items in {config.item_column!r} are taken in the order of their list")
   found = _all(table, config, roles, "data.columns")
-  notes = [
+  notes += [
     f"column {name!r} is taken as {role.split('_')[0]}" for role, name in found.items() if _guessed(config, role, name)
   ]
-  return Columns(found["user_column"], found["item_column"], found.get("time_column", ""), tuple(notes))
+  item = found["item_column"]
+  return Columns(found["user_column"], item, found.get("time_column", ""), item in table.lists, tuple(notes))
 
 
 def item_id_column(table: Table, config: DataConfig, interactions: Columns) -> str:
   """The column with the ids of an items file: the named one, or the one that is called as in the interactions file."""
   if config.item_column not in table.columns and interactions.item in table.columns:
     return interactions.item
+  if interactions.in_lists:  # whose name is that of several
+    config = dataclasses.replace(config, item_column=_DEFAULTS.item_column)
+  if _find(table.columns, config, "item_column") is None and _ITEM_ID in map(str.lower, table.columns):
+    return next(name for name in table.columns if name.lower() == _ITEM_ID)
   return _all(table, config, ["item_column"], "data.item_file_columns")["item_column"]
 
 
@@ -107,7 +126,12 @@ def _find(header: Sequence[str], config: DataConfig, role: str) -> str | None:
   if not name or name in header:
     return name
   known = _KNOWN_AS[role] if name == getattr(_DEFAULTS, role) else ()
-  return next((other for other in known if other in header), None)
+  plain = {_plain(other): other for other in reversed(header)}
+  return next((plain[_plain(other)] for other in known if _plain(other) in plain), None)
+
+
+def _plain(name: str) -> str:
+  return re.sub(r"[\s_.-]", "", name).lower()
 
 
 def _guessed(config: DataConfig, role: str, name: str) -> bool:

@@ -46,8 +46,10 @@ class CsvFile:
     notes: what was recognised, in sentences.
 
   Raises:
-    InputError: the file is empty or damaged, or its header has a name twice.
+    InputError: the file is empty or damaged, its header has a name twice, or all rows have one value more.
   """
+
+  lists = ()  # no value is a list
 
   def __init__(
     self,
@@ -60,8 +62,7 @@ class CsvFile:
     self.notes: list[str] = []
     with raw_files.unpacked(path, "Opening") as file:
       head = file.read(_PEEK)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-      raise InputError(f"{path} is UTF-16 text: write the file again in UTF-8.")
+    raw_files.refuse_other_forms(head, path)
     self._encoding = raw_files.encoding_of(head, path)
     head = head.removeprefix(b"\xef\xbb\xbf")
     text = head.decode(self._encoding, errors="replace")
@@ -82,6 +83,11 @@ class CsvFile:
       header = [match[1] for match in typed if match]
     self._skip = not names or header == list(names)
     self.first_line = lines[0].strip("\r")
+    if not names and len(rows) > 1 and all(len(row) == len(header) + 1 for row in rows[1:]):
+      raise InputError(
+        f"{path} has {len(header)} column names, but {len(header) + 1} values in each row, as where row names are "
+        "written (R) or a separator ends each row: write the file again with a name for each column."
+      )
     if names:
       if len(names) != len(header):
         raise InputError(

@@ -14,6 +14,7 @@ from rastp_jax.data.sources.interactions import InteractionsDirectory
 from rastp_jax.data.sources.movielens import MovieLens
 from rastp_jax.data.sources.sequences import Sequences
 from rastp_jax.data.sources.source import Form, Source
+from rastp_jax.data.sources.tables import SUFFIXES
 from rastp_jax.data.splits import Split
 from rastp_jax.errors import InputError
 
@@ -108,7 +109,10 @@ def _wanted(category: str | None) -> str:
 
 def _unknown_format(root: pathlib.Path) -> str:
   """Names a file that looks like one of these, but has another ending."""
-  near = sorted(
-    path.name for path in root.iterdir() if path.name.startswith(("interactions", "sequences.", "reviews_", "ratings"))
-  )
-  return f"; {near[0]} has another name or form" if near else ""
+  known, tables = ("interactions", "sequences.", "reviews_", "ratings"), tuple(SUFFIXES)
+  files = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+  near = [name for name in files if name.startswith(known)]
+  others = [name for name in files if name.removesuffix(".gz").endswith(tables)]
+  if near or not others:
+    return f"; {near[0]} has another name or form" if near else ""
+  return f"; if {others[0]} holds them, call it interactions{''.join(pathlib.Path(others[0]).suffixes)}"

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 # A user or an item with more than this share of all rows, and this many times the rows of the usual one, is doubted.
 _SHARE, _TIMES_USUAL = 0.05, 5
@@ -26,6 +27,9 @@ _UNKNOWN = {
   "\\n",
 }
 _SUSPECTS = 3  # looked at
+_SCIENTIFIC = r"^\d(\.\d+)?[eE]\+?\d+$"
+# The first moment, in 1973, that a number stands for if it is one of these since 1970; a hundred times it is in 2286.
+_UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,6 +55,21 @@ class Log:
   notes: list[str] = dataclasses.field(default_factory=list)
 
   def doubt(self) -> None:
+    """Notes what is read as it stands and is probably not meant so."""
+    self._doubt_shares()
+    for what, ids in (("user", self.user_ids), ("item", self.item_ids)):
+      scientific = pc.match_substring_regex(ids, _SCIENTIFIC)  # pyright: ignore[reportAttributeAccessIssue]
+      first = pc.index(scientific, True).as_py()
+      if first >= 0:
+        self.notes.append(
+          f"WARNING: {what} ids like {ids[first].as_py()!r} are rounded numbers, as spreadsheets write them; what "
+          f"differs only in lost digits is now one {what}: write the ids again as text"
+        )
+    units = {name for name, start in _UNITS.items() for time in _ends(self.times) if start <= time < 100 * start}
+    if len(units) > 1:
+      self.notes.append(f"WARNING: some times are in {' and others in '.join(sorted(units))}; write all in one unit")
+
+  def _doubt_shares(self) -> None:
     """Notes users and items with an unlikely share of all rows: names that stand for an unknown one, mostly."""
     for what, numbers, ids in (("user", self.users, self.user_ids), ("item", self.items, self.item_ids)):
       rows = np.bincount(numbers, minlength=len(ids))
@@ -142,6 +161,10 @@ class Log:
     self.counts["items left out"] = int(np.count_nonzero(~present))
     user_ids, item_ids = self.user_ids.filter(pa.array(lengths > 0)), self.item_ids.filter(pa.array(present))
     return user_ids, rows, np.concatenate([[0], np.cumsum(lengths[lengths > 0])]), item_ids
+
+
+def _ends(times: np.ndarray) -> tuple[float, ...]:
+  return (float(times.min()), float(times.max())) if len(times) else ()
 
 
 def _tied(users: np.ndarray, times: np.ndarray) -> np.ndarray:

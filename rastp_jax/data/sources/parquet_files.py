@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rastp_jax.data.sources import raw_files
-from rastp_jax.data.sources.json_files import unnested
+from rastp_jax.data.sources.json_files import unlisted, unnested
 from rastp_jax.errors import InputError
 
 _ROWS = 1 << 20  # rows read at a time
 
 
 class ParquetFile:
-  """One Parquet file; a column of lists of objects counts as events inside, like in `JsonFile`.
+  """One Parquet file; lists of objects and lists of plain values are read as in `JsonFile`.
 
   Raises:
     InputError: the file is damaged.
@@ -28,16 +28,20 @@ class ParquetFile:
   def __init__(self, path: pathlib.Path):
     self.path = path
     self.notes: list[str] = []
+    self.num_rows: int = self._open().metadata.num_rows
     self.schema = self._open().schema_arrow
     self.nested = next((field.name for field in self.schema if _holds_events(field.type)), None)
+    self.lists = [field.name for field in self.schema if _is_list(field.type) and field.name != self.nested]
     self.columns = list(self.schema.names)
     if self.nested:
       self.columns += [field.name for field in self.schema.field(self.nested).type.value_type]
     self.first: dict[str, Any] = {}
 
   def type_of(self, name: str) -> pa.DataType:
+    """Of a column's values; of lists, of the values in them."""
     if name in self.schema.names:
-      return self.schema.field(name).type
+      kind = self.schema.field(name).type
+      return kind.value_type if name in self.lists else kind
     return next(field.type for field in self.schema.field(self.nested).type.value_type if field.name == name)
 
   def batches(self, types: dict[str, pa.DataType] | None, time: str = "") -> Iterator[tuple[int, pa.Table]]:
@@ -46,12 +50,15 @@ class ParquetFile:
     file, row = self._open(), 1
     names = None if types is None else list(types)
     nested = self.nested if names and any(name not in self.schema.names for name in names) else None
+    lists = [name for name in names or () if name in self.lists]
     asked = names if not nested else [name for name in names or () if name in self.schema.names] + [nested]
     with raw_files.progress_bar(file.metadata.num_rows, f"Reading {self.path.name}", " rows") as bar:
       try:
         for batch in file.iter_batches(_ROWS, columns=asked):
           table = pa.Table.from_batches([batch])
-          yield row, unnested(table, nested, names or []) if nested else table
+          if nested:
+            table = unnested(table, nested, names or [])
+          yield row, unlisted(table, lists, f"{self.path}, from row {row} on,") if lists else table
           row += batch.num_rows
           bar.update(batch.num_rows)
       except (pa.ArrowException, OSError) as error:
@@ -70,5 +77,9 @@ class ParquetFile:
       raise InputError(f"{self.path} is not a readable Parquet file ({error}): write or copy it again.") from None
 
 
+def _is_list(kind: pa.DataType) -> bool:
+  return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
 def _holds_events(kind: pa.DataType) -> bool:
-  return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type)
+  return _is_list(kind) and pa.types.is_struct(kind.value_type)

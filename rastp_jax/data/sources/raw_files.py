@@ -70,6 +70,27 @@ def encoding_of(head: bytes, path: pathlib.Path) -> str:
   return "utf-8"
 
 
+def refuse_other_forms(head: bytes, path: pathlib.Path) -> None:
+  """Raises InputError where the first bytes of a text file are those of a file of another form."""
+  zipped = "is a gzip file: its name must end with .gz"
+  forms = {
+    b"PAR1": "is a Parquet file: name it .parquet",
+    b"\x1f\x8b": "is a gzip file inside a gzip file: unpack it once" if path.suffix == ".gz" else zipped,
+    b"PK\x03\x04": "is a zip archive (as Excel files are): unpack it, or save the table as CSV",
+    b"BZh": "is a bzip2 file: unpack it, or pack it by gzip",
+    b"\x28\xb5\x2f\xfd": "is a Zstandard file: unpack it, or pack it by gzip",
+    b"\xff\xfe": "is UTF-16 text: write the file again in UTF-8",
+    b"\xfe\xff": "is UTF-16 text: write the file again in UTF-8",
+  }
+  for start, sentence in forms.items():
+    if head.startswith(start):
+      raise InputError(f"{path} {sentence}.")
+  if b"\0" in head.partition(b"\n")[0]:
+    raise InputError(f"{path} is not UTF-8 text (its first line has NUL bytes): write the file again in UTF-8.")
+  if b"\r" in head and b"\n" not in head:
+    raise InputError(f"{path} ends its lines by CR alone: write the file again with LF or CR LF.")
+
+
 @contextlib.contextmanager
 def native(path: pathlib.Path) -> Iterator[tuple[pa.NativeFile, Callable[[], Any]]]:
   """The file, unzipped and opened by Arrow, and a function that updates the progress bar.

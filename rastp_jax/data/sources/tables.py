@@ -33,6 +33,7 @@ class Table:
   Attributes:
     path: what messages call the table.
     columns: names.
+    lists: names of the columns whose rows hold several values.
     notes: what was recognised, in sentences.
 
   Raises:
@@ -52,6 +53,7 @@ class Table:
     first = self._parts[0]
     self.path, self.columns = first.path, first.columns
     self.headerless, self.first_line, self.separator = first.headerless, first.first_line, first.separator
+    self.lists = first.lists
     self.notes = list(first.notes)
     if len(self._parts) > 1:
       self.notes.append(f"{len(self._parts)} files, from {paths[0].name} to {paths[-1].name}, are read as one")
@@ -73,6 +75,8 @@ class Table:
     rows = 0
     kind: pa.DataType | None = None
     for part in self._parts:
+      if isinstance(part, ParquetFile) and not part.num_rows:
+        continue  # the types of its columns may be those of nothing
       if time and kind is None:
         kind = self._time_type(part, time)
       types = {name: _id_type(part, name) for name in ids}
@@ -136,10 +140,11 @@ class Table:
   def _whole_numbers(self, part, column: pa.Array, name: str) -> pa.Array:
     values = column.to_numpy(zero_copy_only=False)
     known = np.isfinite(values)
-    if (values[known] != np.floor(values[known])).any() or (np.abs(values[known]) >= 2**53).any():
+    exact = 2.0 ** (np.finfo(values.dtype).nmant + 1)  # larger whole numbers may have lost digits
+    if (values[known] != np.floor(values[known])).any() or (np.abs(values[known]) >= exact).any():
       raise InputError(
-        f"{part.path} has {column.type} values in its column {name!r} that are not whole numbers: expected text or "
-        "whole numbers as ids."
+        f"{part.path} has {column.type} values in its column {name!r} that are not whole numbers, or too large for "
+        "that type to hold all of their digits: expected text or whole numbers as ids."
       )
     return pa.array(np.where(known, values, 0).astype(np.int64), mask=~known)
 
@@ -147,14 +152,18 @@ class Table:
     try:
       column = times.numbers(column, kind, self._time_format)
     except times.Wrong as wrong:
-      value = repr(wrong.value)
+      expected = f"a value like those above it in {name!r}, {times.EXPECTED}"
+      if self._time_format:
+        expected = f"a time of the form {self._time_format!r} (config.data.time_format) in {name!r}"
       raise InputError(
-        f"{part.path} line {line + wrong.place} cannot be read (invalid value {value}): expected a value like those "
-        f"above it in {name!r}, {times.EXPECTED}; correct the line or write the file again."
+        f"{part.path} line {line + wrong.place} cannot be read (invalid value {wrong.value!r}): expected {expected}; "
+        "correct the line or write the file again."
       ) from None
     except pa.ArrowException as error:
       raise InputError(f"{part.path} has a {name} that cannot be read ({error}): expected {times.EXPECTED}.") from None
     missing = pc.is_null(column, nan_is_null=True)  # pyright: ignore[reportAttributeAccessIssue]
+    if pa.types.is_floating(column.type):
+      missing = pc.or_(missing, pc.is_inf(column).fill_null(True))  # pyright: ignore[reportAttributeAccessIssue]
     first = pc.index(missing, True).as_py()
     if first >= 0:
       raise InputError(f"{part.path} row {rows + first + 1} has no {name}: give it one or remove the row.")

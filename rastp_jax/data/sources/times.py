@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 EXPECTED = (
   "a number (seconds, milliseconds, …) or an ISO date like 2014-07-23 or 2014-07-23T10:00:00Z; other forms are named "
-  "by config.data.time_format"
+  "by config.data.time_format, like '%d/%m/%Y' for 31/12/2024"
 )
 _NUMBERS = (pa.int64(), pa.float64())
 _DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
