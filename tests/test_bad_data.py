@@ -150,7 +150,7 @@ BAD: dict[str, tuple] = {
   "a review whose time is text": (official(reviews=REVIEWS.replace("0}", '"x"}', 1)), "line 1 .*'A0', 'B0' and 'x'"),
   # Item text.
   "items without their id": (
-    own(**{"items.csv": "id,title\n1,x\n"}),
+    own(**{"items.csv": "code,title\n1,x\n"}),
     "items.csv has no column 'item': .*data.item_column",
   ),
   "an item with an empty id": (own(**{"items.csv": "item,title\n,x\n"}), "items.csv row 1 has no item"),
