@@ -23,7 +23,7 @@ FLAT = DataConfig(max_items=20, bucket_lengths=(20,))
 
 def training_batches(histories, codes, config, **settings):
   lengths = buckets.bucket_lengths(config, histories)
-  return TrainingBatches(histories, codes, config, lengths=lengths, **settings)
+  return TrainingBatches(histories, codes.codes, config, lengths=lengths, **settings)
 
 
 def samples(source, steps):
@@ -173,7 +173,7 @@ def test_truncation_and_padding_are_the_published_ones():
     items, counts = units[f"{case}/items"].astype(np.int32), units[f"{case}/n_items"]
     histories = Histories(items, np.asarray([0, len(items)]), len(codes), ["0"], "f")
     ids = SemanticIds(codes, tuple(int(width) for width in codes.max(0) + 1))
-    batch = with_codes(gather(histories, np.zeros(len(counts), int), counts, items=29, rows=len(counts)), ids)
+    batch = with_codes(gather(histories, np.zeros(len(counts), int), counts, items=29, rows=len(counts)), ids.codes)
     published = units[f"{case}/input_ids"]
     np.testing.assert_array_equal(batch["history"].reshape(len(counts), -1), published[:, : 29 * 4])
     assert (published[:, 29 * 4 :] == -1).all()  # the target's place
@@ -196,7 +196,7 @@ def test_lengths_are_chosen_for_the_samples_there_are(sampling):
   histories, codes = make_data(LENGTHS)
   config = DataConfig(max_items=20, sampling=sampling, num_buckets=3, samples_per_draw=100_000)
   chosen = buckets.bucket_lengths(config, histories)
-  source = TrainingBatches(histories, codes, config, lengths=chosen, batch_size=64, seed=0)
+  source = TrainingBatches(histories, codes.codes, config, lengths=chosen, batch_size=64, seed=0)
   if sampling == "subsequences":  # all of them, the distribution behind the draws
     user = [(stop - first) for first, stop in zip(*histories.training_spans(), strict=True)]
     lengths = [min(j - i, 20) for n in user for j in range(1, n) for i in range(j)]

@@ -221,7 +221,7 @@ def test_checkpoints_go_on_on_another_mesh(tmp_path):
   _, semantic_ids = make_data()
   config = make_config()
   mesh = sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2, 1), sharding.AXES)
-  graph, params = step.abstract_model(config, semantic_ids.widths, mesh)
+  graph, params = step.abstract_model(config, semantic_ids, mesh)
   moved = Workdir(tmp_path).restore_params(params).params
   assert moved["heads"][0]["kernel"].sharding.spec[0] == "fsdp"
   assert_equal(jax.tree.map(np.asarray, moved), jax.tree.map(np.asarray, saved_params(tmp_path).params))

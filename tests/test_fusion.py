@@ -91,7 +91,7 @@ def test_codes_are_found_and_others_are_not(saved):
 def test_an_answer_mixes_the_model_with_counts(saved):
   saved, _ = saved
   histories, rows = saved.histories, _history(saved)[:20]
-  tables = decode.item_tables(saved.semantic_ids.codes, histories, COUNTS)
+  tables = decode.item_tables(saved.semantic_ids, histories, saved.config)
   graph, params = nnx.split(saved.model)
   mixed = jax.jit(
     lambda params, rows: decode.answer(nnx.merge(graph, params), tables, rows, saved.config.eval, COUNTS)

@@ -48,7 +48,7 @@ def saved():
   config = make_config(reduction__method="none", model__encoder_blocks=2)
   histories, ids = make_data()
   mesh = sharding.whole_batch_mesh(sharding.make_mesh())
-  model = make_model(config, ids.widths, rngs=nnx.Rngs(0))
+  model = make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0))
   return SavedModel(config, histories, ids, (6,), mesh, model, 0)
 
 

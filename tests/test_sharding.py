@@ -41,7 +41,7 @@ def run_on():
       sizes = MESHES[name]
       mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
       setup = make_setup(config, histories, semantic_ids, mesh=mesh)
-      state = setup.state_with(step.fresh_params(config, semantic_ids.widths))
+      state = setup.state_with(step.fresh_params(config, semantic_ids))
       placed = sharding.place_batch(batch, mesh, row_axis=1)
       program = step.make_train_step(setup.graph, setup.optimizer, mesh).lower(state, placed).compile()
       losses = []
@@ -117,8 +117,9 @@ def test_weights_and_moments_are_where_the_table_says(run_on):
 
 def test_every_weight_has_a_line_in_the_table():
   mesh = sharding.make_mesh(MeshConfig(fsdp=2, tensor=2))
-  for changes in ({}, {"model__separator": False}, {"model__mlp_hidden_layers": 2}):
-    _, params = step.abstract_model(make_config(**changes), (8, 8, 8, 2), mesh)
+  more = [{"model__item_scores": name} for name in ("set", "vectors")]
+  for changes in ({}, {"model__separator": False}, {"model__mlp_hidden_layers": 2}, *more):
+    _, params = step.abstract_model(make_config(**changes), make_data()[1], mesh)
     assert all(leaf.sharding.mesh.shape == mesh.shape for leaf in jax.tree.leaves(params))
   with pytest.raises(KeyError, match="no line for 'params/new_kind_of_weight'"):
     sharding.placement("params/new_kind_of_weight", (4, 4), mesh)

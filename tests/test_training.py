@@ -125,7 +125,7 @@ def test_clipping_takes_the_norm_of_an_averaged_gradient():
 
 def test_decay_spares_all_but_matrices():
   config = make_config()
-  mask = optimizer.decay_mask(step.fresh_params(config, (8, 8, 8, 2)))
+  mask = optimizer.decay_mask(step.fresh_params(config, make_data()[1]))
   named = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(mask)}
   assert named.pop("['heads'][0]['kernel']")
   for name, decays in named.items():
@@ -344,7 +344,9 @@ def test_two_accumulated_batches_equal_one_of_twice_the_rows():
   rows = {"history": codes[:, :6], "target": codes[:, 6], "weight": np.ones(16, np.float32)}
   halves = [{name: value[part] for name, value in rows.items()} for part in (slice(0, 8), slice(8, 16))]
   config = make_config(model__dropout=0.0, model__mlp_dropout=0.0)
-  graph, params = nnx.split(make_model(config, semantic_ids.widths, rngs=nnx.Rngs(0)), nnx.Param)
+  graph, params = nnx.split(
+    make_model(config, semantic_ids.widths, num_items=semantic_ids.num_items, rngs=nnx.Rngs(0)), nnx.Param
+  )
   params = jax.tree.map(np.array, nnx.to_pure_dict(params))
   moments, moved = {}, {}
   for accumulate, batches in ((1, [rows]), (2, halves)):

@@ -1,8 +1,9 @@
 """Batches of a few static lengths; batch i is a pure function of (seed, i).
 
-Batches hold *item rows*. Codes are looked up when a batch is done (`with_codes`): nobody translates codes back.
+Batches hold *item rows*. What a model reads of an item (`what_is_read`) is looked up when a batch is done
+(`with_codes`): nobody translates codes back.
 
-Shapes: B rows, N history items of the batch's bucket, C codes per item.
+Shapes: B rows, N history items of the batch's bucket, R numbers that a model reads of an item.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,14 +14,14 @@ from absl import flags
 
 from rastp_jax.batches.buckets import Bucket, size_buckets
 from rastp_jax.batches.samplers import make_sampler, most_recent
-from rastp_jax.config import DataConfig
+from rastp_jax.config import DataConfig, ModelConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.runtime.sharding import round_up
 from rastp_jax.semantic_ids.codes import SemanticIds
 
 # Item rows: history (B, N) int32, -1 padded on the right; target (B,) int32; weight (B,) float32, 0 for filler rows;
-# user (B,) int64 in evaluation, -1 for filler rows. With codes: history (B, N, C), target (B, C), weight.
+# user (B,) int64 in evaluation, -1 for filler rows. With codes: history (B, N, R), target (B, R), weight.
 Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**62  # a source has no last batch: training ends when the trainer says so
@@ -35,7 +36,7 @@ class TrainingBatches:
 
   Args:
     histories: all users.
-    semantic_ids: codes of every item.
+    table: what the model reads of every item (`what_is_read`).
     config: sampling.
     lengths: the buckets' lengths, in items (`buckets.bucket_lengths`).
     batch_size: samples per batch on average, over all hosts.
@@ -52,7 +53,7 @@ class TrainingBatches:
   def __init__(
     self,
     histories: Histories,
-    semantic_ids: SemanticIds,
+    table: np.ndarray,
     config: DataConfig,
     *,
     lengths: Sequence[int],
@@ -62,7 +63,7 @@ class TrainingBatches:
     run_length: int = 1,
     shard: tuple[int, int] = (0, 1),
   ):
-    self._histories, self._semantic_ids, self._config, self._lengths = histories, semantic_ids, config, tuple(lengths)
+    self._histories, self._table, self._config, self._lengths = histories, table, config, tuple(lengths)
     self._seed, self._run_length, self._shard = seed, run_length, shard
     first, stop = histories.training_spans()
     usable = stop - first >= 2
@@ -95,7 +96,7 @@ class TrainingBatches:
 
   def __getitem__(self, index: int) -> Batch:
     """Batch `index` of the endless run, with codes: this host's rows of it."""
-    return with_codes(self.rows(index), self._semantic_ids)
+    return with_codes(self.rows(index), self._table)
 
   def rows(self, index: int) -> Batch:
     """The same as item rows."""
@@ -199,10 +200,24 @@ def gather(histories: Histories, starts: np.ndarray, ends: np.ndarray, *, items:
   return batch
 
 
-def with_codes(batch: Batch, semantic_ids: SemanticIds) -> Batch:
-  """What a model reads: codes in place of item rows. The targets of filler rows are all zeros."""
-  target = np.where(batch["weight"][:, None] > 0, semantic_ids.codes[batch["target"]], 0).astype(np.int32)
-  return {"history": semantic_ids.lookup(batch["history"]), "target": target, "weight": batch["weight"]}
+def what_is_read(semantic_ids: SemanticIds, model: ModelConfig) -> np.ndarray:
+  """What a model reads of every item: int32 (items, R), its codes and, where it has vectors of items, its row."""
+  if model.item_scores != "vectors":
+    return semantic_ids.codes
+  rows = np.arange(semantic_ids.num_items, dtype=np.int32)
+  return np.concatenate([semantic_ids.codes, rows[:, None]], axis=1)
+
+
+def with_codes(batch: Batch, table: np.ndarray) -> Batch:
+  """What a model reads, in place of item rows; -1 for padding. The targets of filler rows are all zeros.
+
+  Args:
+    batch: of item rows.
+    table: `what_is_read` of every item.
+  """
+  target = np.where(batch["weight"][:, None] > 0, table[batch["target"]], 0).astype(np.int32)
+  history = np.where(batch["history"][..., None] >= 0, table[batch["history"]], np.int32(-1))
+  return {"history": history, "target": target, "weight": batch["weight"]}
 
 
 def training_iterator(

@@ -209,6 +209,13 @@ class ModelConfig(Section):
     0.15, "on what an MLP adds; 0.2775 as published (two dropouts of 0.15 in a row)", at_least=0, below=1
   )
   separator: bool = setting(True, "a learned token after every item's codes")
+  item_scores: str = setting(
+    "none",
+    "a second way to answer, which scores all items at once: set (all levels at once, from a learned query each), or "
+    "vectors (one of each item beside its codes, read with the history; they begin as what users take together, and "
+    "memory grows with the catalogue)",
+    choices=("none", "set", "vectors"),
+  )
   uniform_width: bool = setting(False, "True: every level is as wide as the widest, as published")
   relative_buckets: int = setting(32, "buckets of relative positions", at_least=4)
   relative_max_distance: int = setting(128, "distances from here on share a bucket")
@@ -389,6 +396,13 @@ class EvalConfig(Section):
     may=May.RESUME | May.DECODE,
   )
   top_k: tuple[int, ...] = setting((5, 10), "cut-offs of recall, NDCG and MRR", may=May.RESUME | May.DECODE)
+  item_share: float = setting(
+    0.7,
+    "share of model.item_scores, where there are any, in the model's answers; 0: beams alone, 1: no beams",
+    at_least=0,
+    at_most=1,
+    may=May.RESUME | May.DECODE,
+  )
   exclude_history: bool = setting(
     False, "True: items of the user's history are no answers; papers do not do so", may=May.RESUME | May.DECODE
   )

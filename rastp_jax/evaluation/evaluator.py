@@ -35,7 +35,7 @@ class Evaluator:
     self._config, self._histories, self._mesh = config, histories, mesh
     self._lengths = bucket_lengths(config.data, histories)
     self._batch_size = sharding.round_up(config.eval.batch_size, mesh.shape["data"])
-    tables = item_tables(semantic_ids.codes, histories, config.counts)
+    tables = item_tables(semantic_ids, histories, config)
     self._tables = jax.device_put(tables, sharding.replicated(mesh))
     self._decode = make_decode(mesh, config.eval, config.counts)
     self._compiled = set()  # shapes of histories already compiled, so that compilation is not timed

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rastp_jax.batches.batches import evaluation_batches, with_codes
+from rastp_jax.batches.batches import evaluation_batches, what_is_read, with_codes
 from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.config import Config
 from rastp_jax.data.histories import Histories
@@ -42,7 +42,7 @@ def measure_survival(
     users: how many users, spread over all, the same ones at each call; 0 for all.
   """
   graph, params = nnx.split(model)
-  item_length = model.layout.item_length
+  item_length, table = model.layout.item_length, what_is_read(semantic_ids, config.model)
 
   @jax.jit
   def dropped_at_of(params, history):
@@ -55,7 +55,7 @@ def measure_survival(
   found = []
   for batch in evaluation_batches(histories, config.data, split, lengths=lengths, batch_size=batch_size, users=users):
     real = batch["user"] >= 0
-    codes = sharding.place_rows(with_codes(batch, semantic_ids)["history"], mesh)
+    codes = sharding.place_rows(with_codes(batch, table)["history"], mesh)
     items = batch["history"][real]
     stages = np.asarray(dropped_at_of(params, codes))[real].reshape(*items.shape, item_length)
     found.append(

@@ -43,7 +43,7 @@ def main() -> int:
   result = trainer.train(setup, workdir, lambda model: evaluator.evaluate(model, "validation"))
   if result.interrupted:
     return EXIT_RESUME
-  graph, target = step.abstract_model(config, semantic_ids.widths, mesh)
+  graph, target = step.abstract_model(config, semantic_ids, mesh)
   best = workdir.restore_params(target)
   metrics = evaluator.evaluate(nnx.merge(graph, best.params), "test")
   if jax.process_index() == 0:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
-from rastp_jax.config import CountsConfig, EvalConfig
+from rastp_jax.batches.batches import what_is_read
+from rastp_jax.config import Config, CountsConfig, EvalConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.generation import trie
 from rastp_jax.generation.beam_search import beam_search
@@ -21,6 +21,7 @@ from rastp_jax.generation.counts import Counts, Neighbours
 from rastp_jax.generation.mixture import Answers, Source, mix
 from rastp_jax.generation.trie import Transitions
 from rastp_jax.model.interface import GenerativeModel
+from rastp_jax.semantic_ids.codes import SemanticIds
 
 
 @jax.tree_util.register_dataclass
@@ -29,26 +30,29 @@ class ItemTables:
   """What decoding knows of the items, on every device. Make it with `item_tables`.
 
   Attributes:
+    read: (I, R) int32, what the model reads of each item (`batches.what_is_read`).
     codes: (I, C) int32.
     transitions: the same as a table of what may follow.
     neighbours: of each item; None where no counts are mixed in.
   """
 
+  read: Int[Array, "I R"]
   codes: Int[Array, "I C"]
   transitions: Transitions
   neighbours: Neighbours | None
 
 
-def item_tables(codes: np.ndarray, histories: Histories, counts: CountsConfig) -> ItemTables:
+def item_tables(semantic_ids: SemanticIds, histories: Histories, config: Config) -> ItemTables:
   """The tables of a catalogue.
 
   Args:
-    codes: (I, C) integers, row = item.
+    semantic_ids: codes of every item.
     histories: whose training part is counted, where `counts.share` asks for it.
-    counts: what is counted.
+    config: its `model` and `counts`.
   """
-  neighbours = Counts.fit(histories, counts).table() if counts.share else None
-  return ItemTables(jnp.asarray(codes, jnp.int32), trie.build_transitions(codes), neighbours)
+  neighbours = Counts.fit(histories, config.counts).table() if config.counts.share else None
+  read, codes = what_is_read(semantic_ids, config.model), semantic_ids.codes
+  return ItemTables(jnp.asarray(read), jnp.asarray(codes), trie.build_transitions(codes), neighbours)
 
 
 def answer(
@@ -60,20 +64,27 @@ def answer(
     model: the recommender.
     tables: of its catalogue; with neighbours where `counts.share` is above 0.
     history: item rows, most recent last, padded on the right with -1.
-    settings: beams, and whether they must be items.
+    settings: beams, whether they must be items, and the share of the model's scores of all items.
     counts: their share in the answers.
   """
-  codes = jnp.where(history[..., None] >= 0, tables.codes[history], -1)
-  transitions = tables.transitions if settings.constrained else None
-  beams = beam_search(model, model.encode(codes), transitions, settings.beam_width, renormalize=settings.renormalize)
-  items = trie.find_items(tables.transitions, beams.codes)
-  if tables.neighbours is None:
-    return Answers(items, beams.log_probs)
-  sources = [
-    Source(items, jnp.exp(beams.log_probs), 1.0 - counts.share),
-    Source(*tables.neighbours.candidates(history), counts.share),
-  ]
-  return mix(sources, settings.beam_width)
+  memory = model.encode(jnp.where(history[..., None] >= 0, tables.read[history], -1))
+  width, of_model, sources = settings.beam_width, 1.0, []
+  if tables.neighbours is not None:
+    of_model -= counts.share
+    sources.append(Source(*tables.neighbours.candidates(history), counts.share))
+  log_probs = model.item_log_probs(memory, tables.codes) if settings.item_share else None
+  of_items = settings.item_share if log_probs is not None else 0.0
+  if log_probs is not None:
+    best, items = jax.lax.top_k(log_probs, min(width, log_probs.shape[1]))
+    sources.append(Source(items, jnp.exp(best), of_model * of_items))
+  if of_items < 1:
+    transitions = tables.transitions if settings.constrained else None
+    beams = beam_search(model, memory, transitions, width, renormalize=settings.renormalize)
+    items = trie.find_items(tables.transitions, beams.codes)
+    if not sources:
+      return Answers(items, beams.log_probs)
+    sources.append(Source(items, jnp.exp(beams.log_probs), of_model * (1 - of_items)))
+  return mix(sources, width)
 
 
 def make_decode(mesh: Mesh, settings: EvalConfig, counts: CountsConfig) -> Callable[..., Answers]:

@@ -31,10 +31,19 @@ class EncoderDecoder(nnx.Module):
     config: sizes, dropout rates, initialisation, compute dtype.
     reduction: how tokens become fewer, and where; `method="none"` is the dense model.
     widths: codes of each level, the one that tells collisions apart included.
+    num_items: of the catalogue; only `config.item_scores="vectors"` must know it.
     rngs: `nnx.Rngs` whose `params` stream initialises the weights.
   """
 
-  def __init__(self, config: ModelConfig, reduction: ReductionConfig, widths: tuple[int, ...], *, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: ModelConfig,
+    reduction: ReductionConfig,
+    widths: tuple[int, ...],
+    *,
+    num_items: int = 0,
+    rngs: nnx.Rngs,
+  ):
     self.config, self.reduction = config, reduction
     self.widths = (max(widths),) * len(widths) if config.uniform_width else tuple(widths)
     self.layout = ItemLayout(len(widths), config.separator)
@@ -61,6 +70,12 @@ class EncoderDecoder(nnx.Module):
         if method.learned is not None
       }
     )
+    if config.item_scores == "vectors":
+      if not num_items:
+        raise ValueError("a model with vectors of items needs num_items")
+      self.item_vectors = normal(num_items, d)
+    if config.item_scores == "set":
+      self.level_queries = normal(len(widths), d)
 
   def embed_codes(self, codes: Int[Array, "... C"], first_level: int = 0) -> Float[Array, "... C D"]:
     """Looks codes up in the one table both stacks share; padding (-1) takes row 0, to be masked by the caller."""
@@ -68,10 +83,16 @@ class EncoderDecoder(nnx.Module):
     rows = jnp.where(codes < 0, 0, codes + offsets.astype(np.int32).reshape((1,) * (codes.ndim - 1) + (-1,)))
     return self.code_embedding[...].astype(self.config.dtype)[rows]
 
-  def embed_history(self, history: Int[Array, "B N C"]) -> Tokens:
-    """Codes, each item followed by the separator, as tokens; padded items (-1) are masked, separator included."""
+  def embed_history(self, history: Int[Array, "B N R"]) -> Tokens:
+    """Codes, each item followed by the separator, as tokens; padded items (-1) are masked, separator included.
+
+    A vector of the item is added to its first token.
+    """
     batch, items, _ = history.shape
-    hidden_BNCD = self.embed_codes(history)
+    hidden_BNCD = self.embed_codes(history[..., : self.layout.depth])
+    if self.config.item_scores == "vectors":
+      vectors = self.item_vectors[...].astype(hidden_BNCD.dtype)[jnp.maximum(history[..., -1], 0)]
+      hidden_BNCD = hidden_BNCD.at[:, :, 0].add(vectors)
     if self.separator is not None:
       separator = jnp.broadcast_to(
         self.separator[...].astype(hidden_BNCD.dtype), (batch, items, 1, self.config.d_model)
@@ -85,11 +106,11 @@ class EncoderDecoder(nnx.Module):
       row_hash=_row_hash(history),
     )
 
-  def encode(self, history: Int[Array, "B N C"], *, key: PRNGKeyArray | None = None) -> Tokens:
+  def encode(self, history: Int[Array, "B N R"], *, key: PRNGKeyArray | None = None) -> Tokens:
     """Runs the encoder; reduction stages shorten what comes out.
 
     Args:
-      history: codes, most recent item last, padded on the right with -1.
+      history: codes (and the item's row, with vectors of items), most recent item last, padded on the right with -1.
       key: dropout key; None for none.
 
     Returns:
@@ -97,7 +118,7 @@ class EncoderDecoder(nnx.Module):
     """
     return self.encode_tokens(self.embed_history(history), key=key)[0]
 
-  def encode_stages(self, history: Int[Array, "B N C"]) -> tuple[Tokens, list[Stage]]:
+  def encode_stages(self, history: Int[Array, "B N R"]) -> tuple[Tokens, list[Stage]]:
     """`encode` without dropout, and what each stage of the reduction saw and left."""
     return self.encode_tokens(self.embed_history(history))
 
@@ -178,31 +199,78 @@ class EncoderDecoder(nnx.Module):
     return [head(decoded[:, level]).astype(jnp.float32) for level, head in enumerate(self.heads)]
 
   def __call__(
-    self, history: Int[Array, "B N C"], target: Int[Array, "B C"], *, key: PRNGKeyArray | None = None
+    self, history: Int[Array, "B N R"], target: Int[Array, "B C"], *, key: PRNGKeyArray | None = None
   ) -> list[Float[Array, "B V"]]:
     """Teacher-forced logits, one (B, V) array per level."""
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     return self.logits(self.decode(self.encode(history, key=encoder_key), target, key=decoder_key))
 
+  def _vector_logits(self, state: Float[Array, "B D"]) -> Float[Array, "B I"]:
+    """All items' scores by the decoder's first state, float32."""
+    return jnp.dot(state, self.item_vectors[...].astype(state.dtype).T).astype(jnp.float32)
+
+  def _set_logits(self, encoded: Tokens, drop: Dropout) -> list[Float[Array, "B V"]]:
+    """One float32 array per level, from the level's own query; no level knows of another (SETRec, arXiv 2502.10833)."""
+    return self.logits(self._decode_alone(encoded, self.level_queries[...], drop))
+
+  def _decode_alone(self, encoded: Tokens, queries: Float[Array, "Q D"], drop: Dropout) -> Float[Array, "B Q D"]:
+    """Decoder states of queries that all stand at the first place and do not see each other."""
+    hidden = queries.astype(self.config.dtype)[None]
+    hidden = drop(jnp.broadcast_to(hidden, (encoded.hidden.shape[0], *queries.shape)), self.config.dropout)
+    first = jnp.zeros((1, 1), jnp.int32)
+    bias = self.decoder_bias(first, first)
+    for block, memory in zip(self.decoder_blocks, self._memories(encoded), strict=True):
+      hidden, _ = block.step(hidden, None, bias, memory, drop)
+    return drop(self.decoder_norm(hidden), self.config.dropout)
+
+  def item_log_probs(self, memory: Tokens, codes: Int[Array, "I C"]) -> Float[Array, "B I"] | None:
+    """See `interface.GenerativeModel.item_log_probs`."""
+    if self.config.item_scores == "none":
+      return None
+    if self.config.item_scores == "vectors":
+      state = self._decode_alone(memory, self.bos[...][None], Dropout(None))[:, 0]
+      return jax.nn.log_softmax(self._vector_logits(state), axis=-1)
+    levels = [jax.nn.log_softmax(logits, axis=-1) for logits in self._set_logits(memory, Dropout(None))]
+    scores = sum(jnp.take(level, codes[:, number], axis=1) for number, level in enumerate(levels))
+    return jax.nn.log_softmax(scores, axis=-1)
+
   def loss(
     self, batch: Mapping[str, Array], *, key: PRNGKeyArray | None = None
   ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Sum over levels of the weighted batch mean of the cross-entropy, in nats.
+    """Sum over levels of the weighted batch mean of the cross-entropy, in nats, and the same of the item scores.
 
     Args:
-      batch: `history` (B, N, C) and `target` (B, C) codes, `weight` (B,): 1 for a sample, 0 for a filler row.
+      batch: `history` (B, N, R) and `target` (B, R), codes and with vectors of items the item's row; `weight` (B,): 1
+        for a sample, 0 for a filler row.
       key: dropout key; None for none.
 
     Returns:
-      The loss and `{"loss_level_<h>": mean cross-entropy of that level}`.
+      The loss and its parts: `loss_level_<h>`, the mean cross-entropy of that level, and `loss_items`: of all items
+      by their vectors, or of the levels by their own queries, summed.
     """
+    depth = self.layout.depth
     target, weight = batch["target"], batch["weight"]
     total = jnp.maximum(jnp.sum(weight), 1e-6)
-    levels = []
-    for level, logits in enumerate(self(batch["history"], target, key=key)):
-      picked = jnp.take_along_axis(logits, target[:, level, None], axis=-1)[:, 0]
-      levels.append(jnp.sum(weight * (jax.nn.logsumexp(logits, axis=-1) - picked)) / total)
-    return sum(levels[1:], levels[0]), {f"loss_level_{level}": value for level, value in enumerate(levels)}
+
+    def mean_loss(logits: Float[Array, "B V"], wanted: Int[Array, "B"]) -> Float[Array, ""]:
+      picked = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+      return jnp.sum(weight * (jax.nn.logsumexp(logits, axis=-1) - picked)) / total
+
+    encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
+    encoded = self.encode(batch["history"], key=encoder_key)
+    decoded = self.decode(encoded, target[:, :depth], key=decoder_key)
+    levels = [mean_loss(logits, target[:, level]) for level, logits in enumerate(self.logits(decoded))]
+    parts = {f"loss_level_{level}": value for level, value in enumerate(levels)}
+    if self.config.item_scores == "vectors":
+      parts["loss_items"] = mean_loss(self._vector_logits(decoded[:, 0]), target[:, depth])
+    if self.config.item_scores == "set":
+      set_logits = self._set_logits(
+        encoded, Dropout(None if decoder_key is None else jax.random.fold_in(decoder_key, 1))
+      )
+      each = [mean_loss(logits, target[:, level]) for level, logits in enumerate(set_logits)]
+      parts["loss_items"] = sum(each[1:], each[0])
+    values = list(parts.values())
+    return sum(values[1:], values[0]), parts
 
   def start(self, memory: Tokens) -> DecodingState:
     """Cross-attention keys and values, computed once per user; no beam has a cache yet."""
@@ -221,7 +289,7 @@ class EncoderDecoder(nnx.Module):
     caches = []
     for index, block in enumerate(self.decoder_blocks):
       cache = None if state.beams is None else state.beams[index]
-      hidden, cache = block.step(hidden, cache, bias, state.shared[index])
+      hidden, cache = block.step(hidden, cache, bias, state.shared[index], Dropout(None))
       caches.append(cache)
     logits = self.heads[level](self.decoder_norm(hidden)).astype(jnp.float32)
     return logits, DecodingState(state.shared, caches)

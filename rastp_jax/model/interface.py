@@ -71,6 +71,15 @@ class GenerativeModel(Protocol):
     """
     ...
 
+  def item_log_probs(self, memory: Tokens, codes: Int[Array, "I C"]) -> Float[Array, "B I"] | None:
+    """Float32 log-probabilities of all items at once, without beams; None where the model has none.
+
+    Args:
+      memory: what `encode` made of the histories.
+      codes: of every item of the catalogue.
+    """
+    ...
+
   def loss(
     self, batch: Mapping[str, Array], *, key: PRNGKeyArray | None = None
   ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:

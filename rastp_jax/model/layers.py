@@ -264,6 +264,7 @@ class DecoderBlock(nnx.Module):
     cache: tuple[Float[Array, "B W t H K"], Float[Array, "B W t H K"]] | None,
     bias: Float[Array, "1 H 1 t1"],
     memory: CrossMemory,
+    drop: Dropout,
   ):
     """One new token for each of W beams: t earlier tokens come from the cache, which is returned one longer.
 
@@ -275,8 +276,8 @@ class DecoderBlock(nnx.Module):
     keys, values = new if cache is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), cache, new)
     rows = lambda x: x.reshape(-1, *x.shape[2:])
     everywhere = jnp.ones((1, 1, 1, keys.shape[2]), bool)
-    attended = self.self_attention(rows(normed)[:, None], (rows(keys), rows(values)), everywhere, bias, Dropout(None))
-    return self._finish(hidden, attended.reshape(hidden.shape), memory, Dropout(None)), (keys, values)
+    attended = self.self_attention(rows(normed)[:, None], (rows(keys), rows(values)), everywhere, bias, drop)
+    return self._finish(hidden, attended.reshape(hidden.shape), memory, drop), (keys, values)
 
   def _finish(self, hidden, attended, memory: CrossMemory, drop: Dropout):
     hidden += drop(attended, self.dropout)

@@ -32,13 +32,17 @@ _DEFAULT = MeshConfig()
 # are placed like it. An axis that does not divide its dimension is left out: that dimension stays whole.
 TABLE = (
   (r"code_embedding", PartitionSpec("tensor", "fsdp")),  # (codes, D)
+  (r"item_vectors", PartitionSpec("tensor", "fsdp")),  # (items, D)
   (r"heads/\d+/kernel", PartitionSpec("fsdp", "tensor")),  # (D, codes of a level)
   (r"(q|k|v)/kernel", PartitionSpec("fsdp", "tensor")),  # (D, heads * K)
   (r"o/kernel", PartitionSpec("tensor", "fsdp")),  # (heads * K, D)
   (r"layers/0/kernel", PartitionSpec("fsdp", "tensor")),  # (D, F)
   (r"layers/\d+/kernel", PartitionSpec("tensor", "fsdp")),  # (F, F) and (F, D)
   (r"reducers/.*", PartitionSpec()),  # what a learned reduction owns: small
-  (r"scale|bias|bos|separator|table|key", PartitionSpec()),  # norms, vectors, relative positions: too small to split
+  (
+    r"scale|bias|bos|separator|level_queries|table|key",
+    PartitionSpec(),
+  ),  # norms, vectors, relative positions: too small to split
 )
 
 

@@ -77,7 +77,7 @@ def write(
   """
   weights = flat_weights(saved.model)
   config = saved.config
-  tables, unflatten = flat_tables(item_tables(saved.semantic_ids.codes, saved.histories, config.counts))
+  tables, unflatten = flat_tables(item_tables(saved.semantic_ids, saved.histories, config))
   decode = make_exportable_decode(saved.model, unflatten, config)
   with files.new_directory(directory) as out:
     programs = {}

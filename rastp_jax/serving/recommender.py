@@ -103,7 +103,7 @@ class Recommender:
     self._config, self._mesh = saved.config, saved.mesh
     self._lengths = saved.lengths
     self._graph, self._params = nnx.split(saved.model)
-    tables = item_tables(saved.semantic_ids.codes, saved.histories, saved.config.counts)
+    tables = item_tables(saved.semantic_ids, saved.histories, saved.config)
     self._tables = jax.device_put(tables, sharding.replicated(saved.mesh))
     self._decoders: dict[int, Callable[..., Answers]] = {}  # beam width -> compiled decoding
     devices = saved.mesh.shape["data"]

@@ -79,7 +79,7 @@ def import_weights(
       something already.
   """
   setup = make_setup(config, histories, semantic_ids)
-  model = make_model(config, semantic_ids.widths, rngs=nnx.Rngs(0))
+  model = make_model(config, semantic_ids.widths, num_items=semantic_ids.num_items, rngs=nnx.Rngs(0))
   if not isinstance(model, EncoderDecoder):
     raise InputError(
       f"config.model.architecture={config.model.architecture!r} is not the published model's: give 'encoder_decoder'."

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rastp_jax.batches.batches import evaluation_batches
+from rastp_jax.batches.batches import evaluation_batches, what_is_read, with_codes
 from rastp_jax.errors import InputError
 from rastp_jax.reduction.survival import SURVIVED, dropped_at
 from rastp_jax.training.progress import print_once
@@ -27,7 +27,8 @@ def make_kept_positions(setup: Setup) -> Callable[[Any], np.ndarray] | None:
   *_, longest = evaluation_batches(
     setup.histories, setup.config.data, "validation", lengths=setup.lengths, batch_size=_USERS, users=_USERS
   )
-  history = setup.semantic_ids.lookup(longest["history"][longest["user"] >= 0])
+  table = what_is_read(setup.semantic_ids, setup.config.model)
+  history = with_codes(longest, table)["history"][longest["user"] >= 0]
 
   def encode(params, history):
     return nnx.merge(setup.graph, params).encode_stages(history)[1]

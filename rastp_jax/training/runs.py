@@ -92,8 +92,8 @@ def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> Sav
   config = override(trained, overrides)
   histories, semantic_ids = load_data(config)
   mesh = sharding.make_mesh()
-  graph, wanted = abstract_model(config, semantic_ids.widths, mesh)
-  _, there = abstract_model(trained, semantic_ids.widths, mesh)
+  graph, wanted = abstract_model(config, semantic_ids, mesh)
+  _, there = abstract_model(trained, semantic_ids, mesh)
   missing = set(config_lib.flatten(wanted)) - set(config_lib.flatten(there))
   if missing:
     raise InputError(

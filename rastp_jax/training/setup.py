@@ -11,13 +11,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from rastp_jax.batches.batches import Batch, TrainingBatches, training_iterator
+from rastp_jax.batches.batches import Batch, TrainingBatches, training_iterator, what_is_read
 from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.config import Config
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import sharding
+from rastp_jax.runtime import processes, sharding
 from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.semantic_ids.collaborative import cooccurrence_vectors
 from rastp_jax.training import runs
 from rastp_jax.training.optimizer import make_optimizer, make_schedule
 from rastp_jax.training.plan import CRITERION, TrainPlan, make_plan
@@ -72,11 +73,17 @@ class Setup:
 
   def fresh_state(self) -> TrainState:
     """The state before the first step, made where it belongs."""
+    given = {}
+    if self.config.model.item_scores == "vectors":
+      given["item_vectors"] = taken_together(self.histories, self.config.model.d_model)
 
-    def fresh() -> TrainState:
-      return self._state_of(fresh_params(self.config, self.semantic_ids.widths))
+    def fresh(given: Mapping[str, jax.Array]) -> TrainState:
+      params = fresh_params(self.config, self.semantic_ids)
+      for name, values in given.items():  # rows of zeros: nothing is known
+        params[name] = jnp.where(jnp.any(values != 0, axis=1, keepdims=True), values, params[name])
+      return self._state_of(params)
 
-    return jax.jit(fresh, out_shardings=_shardings(self.shapes))()
+    return jax.jit(fresh, out_shardings=_shardings(self.shapes))(given)
 
   def state_with(self, params: Any) -> TrainState:
     """The state before the first step with given parameters: a nested dict of arrays."""
@@ -129,9 +136,10 @@ def make_setup(
     )
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   lengths = bucket_lengths(config.data, histories)
+  table = what_is_read(semantic_ids, config.model)
   batches = TrainingBatches(
     histories,
-    semantic_ids,
+    table,
     config.data,
     lengths=lengths,
     batch_size=batch_size or config.train.batch_size,
@@ -147,8 +155,8 @@ def make_setup(
       "has its own: give the length in steps, epochs or samples."
     )
   optimizer = make_optimizer(config.train, plan.total_updates, plan.warmup_updates)
-  graph, params = abstract_model(config, semantic_ids.widths, mesh)
-  parts = _loss_parts(graph, params, lengths[0], semantic_ids.depth)
+  graph, params = abstract_model(config, semantic_ids, mesh)
+  parts = _loss_parts(graph, params, lengths[0], table.shape[1])
   shapes = jax.eval_shape(lambda params: make_state(params, optimizer, config.train.seed, parts), params)
   return Setup(
     config=config,
@@ -166,11 +174,22 @@ def make_setup(
   )
 
 
-def _loss_parts(graph: nnx.GraphDef, params: Any, items: int, depth: int) -> tuple[str, ...]:
+def taken_together(histories: Histories, width: int) -> np.ndarray:
+  """Where vectors of items begin: near those that users take next to them in the training part.
+
+  Returns:
+    float32 (items, width), of unit length; zeros for items without a neighbour.
+  """
+  vectors = cooccurrence_vectors(histories.items, *histories.training_spans(), histories.num_items, width, seed=0)
+  vectors = np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
+  return processes.allgather(vectors)[0] if jax.process_count() > 1 else vectors
+
+
+def _loss_parts(graph: nnx.GraphDef, params: Any, items: int, read: int) -> tuple[str, ...]:
   """Names of what the loss reports besides itself."""
   batch = {
-    "history": np.zeros((1, items, depth), np.int32),
-    "target": np.zeros((1, depth), np.int32),
+    "history": np.zeros((1, items, read), np.int32),
+    "target": np.zeros((1, read), np.int32),
     "weight": np.ones(1, np.float32),
   }
 

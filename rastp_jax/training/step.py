@@ -14,6 +14,7 @@ from rastp_jax.config import Config
 from rastp_jax.model.factory import make_model
 from rastp_jax.model.interface import GenerativeModel
 from rastp_jax.runtime import sharding
+from rastp_jax.semantic_ids.codes import SemanticIds
 
 # The model hashes its dropout masks from a few words of the step's key, so only the reproducibility of these counts,
 # and threefry gives the same ones on every backend and number of devices.
@@ -123,14 +124,14 @@ def from_saved(saved: Mapping[str, Any]) -> TrainState:
   return TrainState(params=saved["params"], **rest)
 
 
-def fresh_params(config: Config, widths: tuple[int, ...]) -> Any:
+def fresh_params(config: Config, semantic_ids: SemanticIds) -> Any:
   """The parameters that the config's seed gives, as a nested dict."""
-  return nnx.to_pure_dict(nnx.state(_fresh_model(config, widths), nnx.Param))
+  return nnx.to_pure_dict(nnx.state(_fresh_model(config, semantic_ids), nnx.Param))
 
 
-def abstract_model(config: Config, widths: tuple[int, ...], mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
+def abstract_model(config: Config, semantic_ids: SemanticIds, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
   """The model without its numbers: (graph, parameters as `jax.ShapeDtypeStruct`s placed on the mesh)."""
-  graph, params = nnx.split(nnx.eval_shape(lambda: _fresh_model(config, widths)), nnx.Param)
+  graph, params = nnx.split(nnx.eval_shape(lambda: _fresh_model(config, semantic_ids)), nnx.Param)
   return graph, placed(nnx.to_pure_dict(params), mesh)
 
 
@@ -143,5 +144,6 @@ def placed(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def _fresh_model(config: Config, widths: tuple[int, ...]) -> GenerativeModel:
-  return make_model(config, widths, rngs=nnx.Rngs(config.train.seed))
+def _fresh_model(config: Config, semantic_ids: SemanticIds) -> GenerativeModel:
+  rngs = nnx.Rngs(config.train.seed)
+  return make_model(config, semantic_ids.widths, num_items=semantic_ids.num_items, rngs=rngs)

@@ -25,7 +25,7 @@ def make_saved(method: str = "rastp") -> tuple[SavedModel, list[Item]]:
     reduction=ReductionConfig(method=method, after_block=(0,)),
     eval=EvalConfig(batch_size=8, constrained=False),
   )
-  model = make_model(config, codes.widths, rngs=nnx.Rngs(0))
+  model = make_model(config, codes.widths, num_items=codes.num_items, rngs=nnx.Rngs(0))
   items = [Item(str(row + 1), f"B{row:03d}" if row else "", f"Title {row}") for row in range(50)]
   saved = SavedModel(
     config=config,

@@ -75,7 +75,7 @@ def logged(workdir: pathlib.Path, field: str = "loss") -> dict[int, float]:
 def saved_params(workdir: pathlib.Path) -> Restored:
   """The best checkpoint's parameters."""
   _, semantic_ids = make_data()
-  _, target = step.abstract_model(Workdir(workdir).read_config(), semantic_ids.widths, one_device())
+  _, target = step.abstract_model(Workdir(workdir).read_config(), semantic_ids, one_device())
   return Workdir(workdir).restore_params(target)
 
 

@@ -29,7 +29,11 @@ def encoder_flops(
   for row in rows:
     changed = row.apply(config)
     graph, params = nnx.split(
-      nnx.eval_shape(lambda changed=changed: make_model(changed, semantic_ids.widths, rngs=nnx.Rngs(0)))
+      nnx.eval_shape(
+        lambda changed=changed: make_model(
+          changed, semantic_ids.widths, num_items=semantic_ids.num_items, rngs=nnx.Rngs(0)
+        )
+      )
     )
 
     def encode(params, history, graph=graph):
@@ -37,7 +41,7 @@ def encoder_flops(
 
     totals[row.name] = 0.0
     for items, count in counts.items():
-      history = jax.ShapeDtypeStruct((8, items, semantic_ids.depth), jnp.int32)
+      history = jax.ShapeDtypeStruct((8, items, what_is_read(semantic_ids, config.model).shape[1]), jnp.int32)
       costs = jax.jit(encode).lower(params, history).cost_analysis() or {}
       totals[row.name] += count * costs["flops"] / 8
   return {name: total / totals[DENSE] for name, total in totals.items()}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rastp_jax.batches.batches import evaluation_batches, with_codes
+from rastp_jax.batches.batches import evaluation_batches, what_is_read, with_codes
 from rastp_jax.experiments.lab.rows import DENSE, Row
 from rastp_jax.model.factory import make_model
 from rastp_jax.reduction.methods import REDUCTIONS
@@ -65,7 +65,7 @@ def _likelihoods(saved: SavedModel, row: Row, users: int) -> tuple[np.ndarray, l
   """Each user's negative log-likelihood of the target; and of every batch the mask, the stage that dropped each token,
   and which rows lost any."""
   config = row.apply(saved.config)
-  model = make_model(config, saved.semantic_ids.widths, rngs=nnx.Rngs(0))
+  model = make_model(config, saved.semantic_ids.widths, num_items=saved.semantic_ids.num_items, rngs=nnx.Rngs(0))
   graph, _ = nnx.split(model)
   params = nnx.split(saved.model)[1]
 
@@ -85,7 +85,7 @@ def _likelihoods(saved: SavedModel, row: Row, users: int) -> tuple[np.ndarray, l
   values, looks = [], []
   for batch in _batches(saved, users):
     real = batch["user"] >= 0
-    codes = with_codes(batch, saved.semantic_ids)
+    codes = with_codes(batch, what_is_read(saved.semantic_ids, config.model))
     placed = sharding.place_batch(codes, saved.mesh)
     likelihood, mask, dropped, merged = (np.asarray(part)[real] for part in look(params, placed))
     values.append(likelihood)

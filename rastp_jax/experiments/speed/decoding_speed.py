@@ -86,11 +86,12 @@ class DecodingSpeed:
     codes = {"constrained": semantic_ids.codes, **codes}
     # One model for all tables, so that only they differ: each level as wide as its widest.
     widths = tuple(np.max([table.max(axis=0) + 1 for table in codes.values()], axis=0).tolist())
-    model = make_model(config, widths, rngs=nnx.Rngs(config.train.seed))
+    num_items = max(len(table) for table in codes.values())
+    model = make_model(config, widths, num_items=num_items, rngs=nnx.Rngs(config.train.seed))
     place = sharding.replicated(mesh)
     graph, params = nnx.split(model)
     params = jax.device_put(params, place)
-    tables = {name: item_tables(table, histories, config.counts) for name, table in codes.items()}
+    tables = {name: item_tables(SemanticIds(table, widths), histories, config) for name, table in codes.items()}
     self._tables = jax.device_put({"unconstrained": tables["constrained"], **tables}, place)
     settings = {name: dataclasses.replace(config.eval, constrained=name != "unconstrained") for name in self._tables}
     decode = {name: make_decode(mesh, one, config.counts) for name, one in settings.items()}
