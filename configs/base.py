@@ -5,6 +5,8 @@ cpu         a model that trains usefully on 2 cores within 40 minutes
 reference   the published code's behaviour, quirk by quirk
 dense       no reduction, to compare with
 items       after the first block one token per item, the sum of its tokens
+best        what ranks best of all that was tried (docs/results.md): one token per item before the first block, and a
+            vector of each item, with which all items are scored as well
 """
 
 from rastp_jax import config as config_lib
@@ -79,4 +81,12 @@ def items(config):
   config.reduction.positions = "item"
 
 
-VARIANTS = {"cpu": cpu, "reference": reference, "dense": dense, "items": items}
+def best(config):
+  items(config)
+  config.reduction.after_block = (-1,)
+  config.model.item_scores = "vectors"
+  config.model.dropout = config.model.mlp_dropout = 0.2
+  config.train.length = "12 epochs"
+
+
+VARIANTS = {"cpu": cpu, "reference": reference, "dense": dense, "items": items, "best": best}

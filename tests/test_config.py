@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", ["beauty", "sports", "toys", "own", "tiny"])
-@pytest.mark.parametrize("variants", ["", "cpu", "reference", "dense", "cpu,dense"])
+@pytest.mark.parametrize("variants", ["", "cpu", "reference", "dense", "cpu,dense", "cpu,best"])
 def test_config_files_are_sound(name, variants):
   get_config = importlib.import_module(f"configs.{name}").get_config
   config = config_lib.from_dict(get_config(variants))

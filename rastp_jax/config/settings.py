@@ -423,7 +423,10 @@ class EvalConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class CountsConfig(Section):
-  """Co-occurrence counts of the training part, mixed into what the model answers (generation/counts.py)."""
+  """Co-occurrence counts of the training part, mixed into what the model answers (generation/counts.py).
+
+  How they are counted by default is what Beauty's validation users chose (docs/results/baselines_beauty.json).
+  """
 
   share: float = setting(
     0.0,
@@ -433,22 +436,22 @@ class CountsConfig(Section):
     may=May.RESUME | May.DECODE,
   )
   window: int = setting(
-    5, "two items of a user count as a pair up to this many steps apart", at_least=1, may=May.RESUME | May.DECODE
+    20, "two items of a user count as a pair up to this many steps apart", at_least=1, may=May.RESUME | May.DECODE
   )
   distance_power: float = setting(
-    1.0, "a pair d steps apart weighs 1 / d to this power", at_least=0, may=May.RESUME | May.DECODE
+    0.5, "a pair d steps apart weighs 1 / d to this power", at_least=0, may=May.RESUME | May.DECODE
   )
   backward: float = setting(
-    1.0, "weight of pairs in which the answer came before the history's item", at_least=0, may=May.RESUME | May.DECODE
+    0.0, "weight of pairs in which the answer came before the history's item", at_least=0, may=May.RESUME | May.DECODE
   )
   popularity_power: float = setting(
-    0.5, "scores are divided by the answer's occurrences to this power", at_least=0, may=May.RESUME | May.DECODE
+    0.1, "scores are divided by the answer's occurrences to this power", at_least=0, may=May.RESUME | May.DECODE
   )
   decay: float = setting(
-    0.7, "each older item of a history weighs this much less", above=0, at_most=1, may=May.RESUME | May.DECODE
+    0.4, "each older item of a history weighs this much less", above=0, at_most=1, may=May.RESUME | May.DECODE
   )
   last_items: int = setting(
-    10, "items of a history that are read, the most recent ones", at_least=1, may=May.RESUME | May.DECODE
+    5, "items of a history that are read, the most recent ones", at_least=1, may=May.RESUME | May.DECODE
   )
   neighbours: int = setting(256, "kept of each item, the strongest", at_least=1, may=May.RESUME | May.DECODE)
 

@@ -1,0 +1,77 @@
+"""The table of quality: what is chosen where, and what its rows say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rastp_jax import config as config_lib
+from rastp_jax.experiments import quality
+from rastp_jax.training.workdir import Workdir
+from tests.helpers.results import make_result
+
+CHOSEN = {"item_share": 0.8, "counts_share": 0.4}
+COUNTS = {"counts.window": 7, "counts.decay": 0.5}
+
+
+@pytest.fixture
+def trained(tmp_path):
+  return quality.Trained("toys", "best", (1, 2), "data", str(tmp_path))
+
+
+def test_every_model_is_a_config_that_trains(trained):
+  for model in quality.MODELS:
+    one = quality.Trained("toys", model, (1,), "data", "runs")
+    flags = one.train(1).arguments
+    assert flags[1] == f"--config=configs/toys.py:{quality.MODELS[model]}"
+  assert "--config.train.seed=2" in trained.train(2).arguments
+  assert not trained.train(2).finished
+  trained.workdir(2).path.mkdir(parents=True)
+  Workdir(trained.workdir(2).path).summary.write_text('{"steps": 3}')
+  assert trained.train(2).finished
+
+
+def test_rows_differ_in_beams_and_sources_and_are_settings_of_decoding(trained):
+  rows = quality.settings_of_rows(CHOSEN, COUNTS)
+  allowed = config_lib.differing_settings(config_lib.May.DECODE)
+  assert all(name in allowed for settings in rows.values() for name in settings)
+  assert rows["beams_10"] == {"eval.beam_width": 10, "eval.item_share": 0.0}
+  assert rows["fused_50"] == {
+    "eval.beam_width": 50,
+    "eval.item_share": 0.8,
+    "eval.exclude_history": True,
+    "counts.window": 7,
+    "counts.decay": 0.5,
+    "counts.share": 0.4,
+  }
+  command, output = trained.evaluate(1, "fused_50", rows["fused_50"])
+  assert "--override=counts.share=0.4" in command.arguments and output.parent == trained.workdir(1).path
+  assert not command.finished
+
+
+def test_a_row_is_the_mean_over_seeds(trained, monkeypatch):
+  results = {
+    name: make_result(name, ranks, seed=seed, training_samples=100.0, training_seconds=seconds)
+    for name, ranks, seed, seconds in (("a", [0, 10, 10, 3], 1, 60.0), ("b", [0, 1, 10, 10], 2, 180.0))
+  }
+  monkeypatch.setattr(quality.evaluation_results, "load", lambda path, name: results[path])
+  (row,) = quality.rows_of(trained, {"beams_10": ["a", "b"]}, {"beams_10": "python -m this"})
+  assert row["recall@10"] == 0.5 and row["training_minutes"] == 2.0 and row["seeds"] == [1, 2]
+  assert row["ndcg@10"] == pytest.approx(np.mean([(1 + 1 / np.log2(5)) / 4, (1 + 1 / np.log2(3)) / 4]))
+  assert not row["fused"] and not row["exclude_history"] and row["beams"] == 10 and row["samples"] == 100.0
+  text = quality.table([row])
+  assert text[1][:5] == ["toys", "cpu,best", "beams_10", "2", ""]
+  assert ["toys", "published TIGER"] in [cells[:2] for cells in text]
+
+
+def test_anchors_come_with_the_settings_that_validation_chose(tmp_path, monkeypatch):
+  metrics = {name: 0.1 for name in quality.METRICS}
+  settings = {"window": 3, "distance_power": 0.5, "backward": 0.0, "popularity_power": 0.1, "decay": 0.4}
+  values = {"minutes": 2.0, "test": metrics, "test, history excluded": {name: 0.2 for name in quality.METRICS}}
+  models = {"counts": {**values, "settings": {**settings, "last_items": 5}}}
+  file = tmp_path / "baselines_toys.json"
+  file.write_text(json.dumps({"models": models, "command": "python -m that"}))
+  monkeypatch.setattr(quality, "_anchors_file", lambda dataset: file)
+  rows, counts = quality.anchors("toys")
+  assert [(row["exclude_history"], row["recall@10"]) for row in rows] == [(False, 0.1), (True, 0.2)]
+  assert counts == {f"counts.{name}": value for name, value in {**settings, "last_items": 5}.items()}
