@@ -1,4 +1,4 @@
-"""How good the models of the `:cpu` configs are, beside anchors and published figures, from raw data to one table.
+"""How good the models of the `:cpu` configs are, beside anchors and published numbers, from raw data to one table.
 
     python -m rastp_jax.experiment quality --raw_dir=DIR
 
@@ -11,6 +11,7 @@ scores of all items; fused with counts, items of the history excluded. The same 
 import dataclasses
 import json
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -183,7 +184,7 @@ def rows_of(trained: Trained, outputs: Mapping[str, Sequence[pathlib.Path]], com
         "users": len(group.results[0].ranks),
         **{metric: group.mean(metric) for metric in METRICS},
         "deviation": {metric: group.deviation(metric) for metric in METRICS},
-        "training_minutes": group.mean("training_seconds") / 60,
+        "training_minutes": statistics.fmean(group.values("training_seconds")) / 60,
         "command": commands[name],
       }
     )
@@ -191,7 +192,7 @@ def rows_of(trained: Trained, outputs: Mapping[str, Sequence[pathlib.Path]], com
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """The rows as cells, published figures among them."""
+  """The rows as cells, published numbers among them."""
   cells = [["dataset", "model", "answers", "seeds", "history", *METRICS, "minutes"]]
   for dataset in dict.fromkeys(row["dataset"] for row in rows):
     for row in (row for row in rows if row["dataset"] == dataset):
