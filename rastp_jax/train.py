@@ -17,6 +17,11 @@ code 2 means that a person must act, and one sentence says on what. Several mach
 the same --workdir on a file system they share; docs/scaling.md tells more.
 """
 
+from rastp_jax.runtime import preemption
+
+if __name__ == "__main__":
+  preemption.listen()  # first of all: the other imports take seconds
+
 from absl import flags
 
 from rastp_jax.errors import EXIT_RESUME

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -131,6 +132,29 @@ def test_the_loader_escapes_what_does_not_show(live, tmp_path):
 def test_histories_that_are_none_are_refused(exported, histories, k):
   with pytest.raises(ValueError, match="is not a history|k=0 cannot be used"):
     exported_model.ExportedModel(exported).recommend(histories, k)
+
+
+def test_an_export_whose_files_are_not_those_that_were_exported_is_refused(exported, tmp_path):
+  shutil.copytree(exported, tmp_path / "model")
+  names = exported_model.check_files(tmp_path / "model")
+  assert names == {path.name for path in exported.iterdir()} - {"SHA256SUMS", "load.py", "flatbuffers", "README.md"}
+  for name in sorted(names):
+    content = (exported / name).read_bytes()
+    for damage in (content[:-1], content[:7] + bytes([content[7] ^ 1]) + content[8:], None):
+      (tmp_path / "model" / name).unlink()
+      if damage is not None:
+        (tmp_path / "model" / name).write_bytes(damage)
+      with pytest.raises(ValueError, match=f"{name} is not the file that was exported: copy the export again"):
+        exported_model.ExportedModel(tmp_path / "model")
+      (tmp_path / "model" / name).write_bytes(content)
+  sums = tmp_path / "model" / "SHA256SUMS"
+  for damage, sentence in (("x", "cannot be read"), ("", "lacks export.json")):
+    sums.write_text(damage)
+    with pytest.raises(ValueError, match=f"SHA256SUMS {sentence}"):
+      exported_model.ExportedModel(tmp_path / "model")
+  sums.unlink()
+  done = subprocess.run([sys.executable, tmp_path / "model/load.py", "1"], capture_output=True, text=True, timeout=300)
+  assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 
 def test_model_card_shows_the_metrics_of_this_checkpoint_only(live, exported):

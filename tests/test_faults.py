@@ -1,12 +1,15 @@
 """What a run does when it is stopped or damaged: what the user sees, and that nothing is lost."""
 
 import ctypes
+import errno
 import json
 import os
 import pathlib
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -14,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rastp_jax.errors import InputError
+from rastp_jax.errors import EXIT_RESUME, InputError
 from rastp_jax.experiments.tiny import make_config, make_data
-from rastp_jax.runtime import sharding
-from rastp_jax.training import checksums, profiling, step
+from rastp_jax.runtime import files, sharding
+from rastp_jax.training import checksums, profiling, progress, step
+from rastp_jax.training.checkpoint import Checkpoints
 from rastp_jax.training.workdir import Workdir
 from tests.helpers.training import (
   assert_equal,
@@ -81,6 +85,91 @@ def test_a_signal_during_an_evaluation_leaves_it_for_the_next_start(tmp_path):
   assert result.best.evaluations_since_best == 2
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "validation/recall@5" in line] == [2, 4, 6]
+
+
+def storm(times: int = 3) -> None:
+  """All signals that request a stop, several times."""
+  for number in [signal.SIGTERM, signal.SIGINT] * times:
+    os.kill(os.getpid(), number)
+
+
+def test_repeated_signals_wait_for_the_last_save(tmp_path, monkeypatch, reference):
+  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  waiting, stormed = Checkpoints.wait, []
+
+  def wait(checkpoints):
+    if checkpoints._last == 8:
+      storm()
+      stormed.append(True)
+    waiting(checkpoints)
+
+  monkeypatch.setattr(Checkpoints, "wait", wait)
+  result = run(tmp_path, batches=signal_at(7))
+  assert stormed
+  assert (result.step, result.interrupted) == (8, True) and newest(tmp_path) == 8
+  monkeypatch.undo()
+  assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+  assert run(tmp_path).step == 12
+  assert logged(tmp_path) == logged(reference)
+
+
+def test_repeated_signals_while_a_step_is_compiled_or_an_evaluation_is_cut_short(tmp_path):
+  def batches(upcoming, start):
+    for at, batch in numbered(upcoming, start):
+      if at == start:  # the next thing is to compile
+        storm()
+      yield batch
+
+  assert run(tmp_path / "compiling", batches=batches).reason == "stopped by SIGTERM"
+  assert newest(tmp_path / "compiling") == 1
+
+  def evaluate(model):
+    del model
+    try:
+      storm()
+    finally:
+      storm()
+    raise AssertionError
+
+  result = run(tmp_path / "evaluating", evaluate, train__eval_every="2 steps")
+  assert (result.step, result.interrupted) == (2, True) and newest(tmp_path / "evaluating") == 2
+
+
+def test_a_signal_between_the_last_checkpoint_and_the_summary_loses_neither(tmp_path, monkeypatch):
+  write_json = files.write_json
+  monkeypatch.setattr(files, "write_json", lambda *arguments: (storm(), write_json(*arguments)))
+  assert not run(tmp_path).interrupted
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  (tmp_path / "summary.json").unlink()  # as after `kill -9` there
+  monkeypatch.undo()
+  assert run(tmp_path).step == 12
+  again = json.loads((tmp_path / "summary.json").read_text())
+  assert {**summary, "seconds": 0, "samples_per_second": 0} == {
+    **again,
+    "seconds": 0,
+    "samples_per_second": 0,
+    "step_bytes": summary["step_bytes"],
+  }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_imports_ends_the_command_with_code_75(number):
+  process = subprocess.Popen(
+    [sys.executable, "-m", "rastp_jax.train", "--config=configs/tiny.py"], cwd=ROOT, stderr=subprocess.PIPE
+  )
+  status = pathlib.Path(f"/proc/{process.pid}/status")
+  deadline = time.monotonic() + 60
+  while not listens(status.read_text()) and process.poll() is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(number)
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == EXIT_RESUME and number.name in said.decode() and b"Traceback" not in said
+
+
+def listens(status: str) -> bool:
+  """Whether a process has a handler of its own for SIGTERM, which Python has not."""
+  return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 # Numbers that are not finite
@@ -156,6 +245,83 @@ def test_damaged_checkpoints_are_found(tmp_path, reference, damage):
   with pytest.warns(UserWarning, match=r"The checkpoint of step 10 cannot be read .*; going on from step 5\."):
     assert run(tmp_path).step == 12
   assert logged(tmp_path) == logged(reference)
+
+
+def edit_progress(workdir, step, *, checksum=True, **changes):
+  """Changes values in a checkpoint's progress; without checksum as versions before 0.2 wrote it."""
+  path = workdir / "checkpoints" / str(step) / "progress" / "metadata"
+  values = json.loads(path.read_text()) | changes
+  if not checksum:
+    del values["checksum"]
+  path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("change", [{"next_batch": 5}, {"samples": 3.0}, {"fingerprints": []}, {"pending": 1}])
+def test_an_edited_progress_is_found(tmp_path, reference, change):
+  """So is what stands in a progress file without a checksum; only what a number should be, nobody can know."""
+  shutil.copytree(reference, tmp_path / "run")
+  edit_progress(tmp_path / "run", 12, **change)
+  with pytest.warns(UserWarning, match="step 12 cannot be read"):
+    assert saved_params(tmp_path / "run").step == 10
+  edit_progress(tmp_path / "run", 12, checksum=False)
+  if "samples" not in change:
+    with pytest.warns(UserWarning, match="step 12 cannot be read"):
+      assert saved_params(tmp_path / "run").step == 10
+
+
+def test_checkpoints_of_versions_without_a_checksum_are_read(tmp_path, reference):
+  shutil.copytree(reference, tmp_path / "run")
+  edit_progress(tmp_path / "run", 12, checksum=False)
+  assert saved_params(tmp_path / "run").step == 12
+
+
+def test_a_checkpoint_under_the_name_of_another_is_found(tmp_path, reference):
+  shutil.copytree(reference, tmp_path / "run")
+  checkpoints = tmp_path / "run" / "checkpoints"
+  (checkpoints / "12").rename(checkpoints / "20")
+  with pytest.warns(UserWarning, match=r"step 20 cannot be read \(its progress file is of step 12\)"):
+    assert run(tmp_path / "run").step == 12
+  assert logged(tmp_path / "run") == logged(reference)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused(tmp_path, reference):
+  shutil.copytree(reference, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  with pytest.raises(InputError, match="holds the logs of a run whose checkpoints are missing: put them back"):
+    run(tmp_path / "run")
+  assert logged(tmp_path / "run") == logged(reference)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "checkpoints", "unreadable_checkpoints"])
+def test_what_is_of_the_wrong_kind_is_refused(tmp_path, name):
+  if "." in name:
+    (tmp_path / name).mkdir()
+  else:
+    (tmp_path / name).write_text("")
+  with pytest.raises(InputError, match=rf"{name} is not a (file|directory): move it away"):
+    run(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_workdir_that_is_removed_during_training(tmp_path):
+  def batches(upcoming, start):
+    for at, batch in numbered(upcoming, start):
+      if at == 6:
+        shutil.rmtree(tmp_path / "run")
+      yield batch
+
+  with pytest.raises(InputError, match=r"checkpoints is gone \(it was removed or moved during training\)"):
+    run(tmp_path / "run", batches=batches, train__checkpoint_every="100 steps")
+  assert not (tmp_path / "run").exists()
+
+
+def test_logs_that_may_no_longer_be_written(tmp_path, monkeypatch):
+  def refuse(*_, **__):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(tmp_path / "metrics.jsonl"))
+
+  monkeypatch.setattr(progress.Progress, "_write_json", refuse)
+  with pytest.raises(InputError, match=r"metrics.jsonl cannot be written \(Operation not permitted\): make room"):
+    run(tmp_path)
 
 
 @pytest.fixture

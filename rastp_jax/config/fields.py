@@ -183,6 +183,7 @@ def one_of(value: Any, choices: Iterable[str], name: str) -> None:
 
 def unknown(name: str, known: Sequence[str]) -> str:
   """The sentence about a setting that does not exist."""
+  name = name[:100]
   close = difflib.get_close_matches(name, list(known), n=1)
   inside = [one for one in known if one.startswith(name.partition(".")[0] + ".")]
   sections = list(dict.fromkeys(f"{one.partition('.')[0]}.*" if "." in one else one for one in known))

@@ -33,6 +33,22 @@ _FILE_FORMAT = "array_record"
 _SPLIT = "rows"  # leave-one-out is by position in time, not by row, so TFDS sees one split
 _SHARD_ROWS = 1 << 16  # rows per file; TFDS holds one file's rows in memory
 _READ_ROWS = 1 << 12  # rows read at a time
+_METADATA = "metadata.json"  # TFDS's name
+# What `prepare` records of a table, and which of it every version did.
+_FACTS: dict[str, Any] = {
+  "fingerprint": str,
+  "num_users": int,
+  "num_items": int,
+  "num_interactions": int,
+  "dropped_users": int,
+  "settings": dict,
+  "counts": dict,
+  "notes": list,
+  "longest": list,
+  "evaluated": int | None,
+  "items_file_rows": int | None,
+}
+_ALWAYS = ("fingerprint", "num_users", "num_items", "num_interactions", "dropped_users")
 
 
 class _TableInfo(tfds.core.DatasetInfo):
@@ -150,12 +166,19 @@ class Prepared:
   def histories(self) -> tuple[list[str], np.ndarray, np.ndarray]:
     """All users: ids, items int32 (interactions,) end to end, offsets int64 (users + 1,)."""
     user_ids = []
-    items, offsets = np.empty(self.num_interactions, np.int32), np.zeros(self.num_users + 1, np.int64)
+    try:
+      items, offsets = np.empty(self.num_interactions, np.int32), np.zeros(self.num_users + 1, np.int64)
+    except (MemoryError, ValueError) as error:
+      raise _unreadable(self.histories_dir, f"{self.num_interactions} interactions: {error}") from error
     for row in _read(self.histories_dir, self.num_users):
       start, user = offsets[len(user_ids)], len(user_ids)
       offsets[user + 1] = stop = start + len(row["items"])
+      if stop > len(items):
+        break
       items[start:stop] = row["items"]
       user_ids.append(row["user_id"].decode())
+    if offsets[-1] != len(items) or (len(items) and not 0 <= items.min() <= items.max() < self.num_items):
+      raise _unreadable(self.histories_dir, "its rows are not those that its metadata.json tells of")
     return user_ids, items, offsets
 
   @functools.cached_property
@@ -166,10 +189,14 @@ class Prepared:
   def iterate_items(self) -> Iterator[Item]:
     """Yields the catalogue, row = item, without reading more of it than is asked for."""
     for row in _read(self.items_dir, self.num_items):
+      try:
+        extra = files.parse_json(row["extra"].decode() or "{}") if "extra" in row else {}
+      except ValueError as error:
+        raise _unreadable(self.items_dir, error) from error
       yield Item(
         **{name: row[name].decode() for name in ("item_id", "asin", "title", "brand")},
         categories=tuple(path.decode() for path in row["categories"]),
-        extra=json.loads(row["extra"].decode() or "{}") if "extra" in row else {},
+        extra=extra,
       )
 
   @functools.cached_property
@@ -201,18 +228,38 @@ def find_prepared(data_dir: str, dataset: str) -> Prepared | None:
   Raises:
     InputError: its two tables do not belong together.
   """
-  histories, items = (table(config=dataset, data_dir=data_dir) for table in (ReviewHistories, ReviewItems))
-  if not (histories.data_path.exists() and items.data_path.exists()):
+  histories, items = (_place(table, data_dir, dataset) for table in (ReviewHistories, ReviewItems))
+  if not (histories.exists() and items.exists()):
     return None
-  metadata, items_metadata = histories.info.metadata, items.info.metadata
-  assert metadata is not None and items_metadata is not None  # `_ReviewTable._table_info` gives every table one
-  facts: dict[str, Any] = dict(metadata)
-  if items_metadata["fingerprint"] != facts["fingerprint"]:
-    raise InputError(
-      f"{histories.data_path} and {items.data_path} were prepared from different files: remove both and prepare again."
-    )
+  facts, of_items = _facts(histories), _facts(items)
+  if of_items["fingerprint"] != facts["fingerprint"]:
+    raise InputError(f"{histories} and {items} were prepared from different files: remove both and prepare again.")
   facts["settings"] = _with_current_names(facts.get("settings", {}))
-  return Prepared(dataset=dataset, histories_dir=str(histories.data_path), items_dir=str(items.data_path), **facts)
+  return Prepared(dataset=dataset, histories_dir=str(histories), items_dir=str(items), **facts)
+
+
+def _place(table: type[_ReviewTable], data_dir: str, dataset: str) -> pathlib.Path:
+  """Where TFDS keeps a table."""
+  return pathlib.Path(data_dir) / table.name / dataset / str(table.VERSION)
+
+
+def _facts(directory: pathlib.Path) -> dict[str, Any]:
+  """What `prepare` wrote about a table.
+
+  Raises:
+    InputError: the file is missing, damaged, or of another version.
+  """
+  path = directory / _METADATA
+  again = f"remove {directory} and run `python -m rastp_jax.prepare` again"
+  facts = files.read_json(path, again)
+  for name, value in facts.items():
+    wrong = _FACTS.get(name) is None or not isinstance(value, _FACTS[name]) or isinstance(value, bool)
+    if wrong or (isinstance(value, int) and not 0 <= value < 2**62):
+      raise InputError(f"{path} cannot be read ({name!r} is not what this version writes there): {again}.")
+  missing = [name for name in _ALWAYS if name not in facts]
+  if missing:
+    raise InputError(f"{path} cannot be read (it lacks {missing[0]!r}): {again}.")
+  return facts
 
 
 def open_prepared(data_dir: str, dataset: str) -> Prepared:
@@ -375,7 +422,10 @@ def _read(directory: str, num_rows: int) -> Iterator[dict[str, Any]]:
         yield from some
         bar.update(len(some))
   except Exception as error:  # array_record, protobuf and TFDS each raise their own kinds on torn files
-    raise InputError(
-      f"{directory} cannot be read ({type(error).__name__}: {error}): remove it and run `python -m rastp_jax.prepare` "
-      "again."
-    ) from error
+    raise _unreadable(directory, error) from error
+
+
+def _unreadable(directory: str, reason: str | Exception) -> InputError:
+  if isinstance(reason, Exception):
+    reason = f"{type(reason).__name__}: {files.first_line(reason)}"
+  return InputError(f"{directory} cannot be read ({reason}): remove it and run `python -m rastp_jax.prepare` again.")

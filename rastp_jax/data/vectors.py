@@ -1,15 +1,18 @@
 """Item vectors of a file, and their fingerprint."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from rastp_jax.data.prepared import Prepared
 from rastp_jax.data.sources.ids import cleaned
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import files
 
 _ROWS = 8192  # rows of a memory-mapped file that are checked at a time
 
@@ -59,6 +62,19 @@ class Order:
     return table[self.rows]
 
 
+@contextlib.contextmanager
+def open_arrays(path: str | os.PathLike) -> Iterator[np.ndarray | NpzFile]:
+  """The array of a .npy, memory-mapped, or the archive of an .npz; numpy raises many kinds where a file is torn."""
+  with open(path, "rb") as file:  # numpy leaves a file open that turns out not to be a whole .npz
+    archive = file.read(2) == b"PK"
+    file.seek(0)
+    if not archive:
+      yield np.load(path, mmap_mode="r", allow_pickle=False)
+      return
+    with np.load(file, allow_pickle=False) as found:
+      yield found
+
+
 def load_embeddings(
   path: str | os.PathLike, num_items: int, item_ids: Sequence[str] | None = None, order: Order | None = None
 ) -> np.ndarray:
@@ -78,15 +94,13 @@ def load_embeddings(
     InputError: not a readable float matrix with one row per item, or a row holds NaN or infinity, or only zeros.
   """
   try:
-    raw = np.load(path, mmap_mode="r", allow_pickle=False)
-    ids = None
-    if not isinstance(raw, np.ndarray):
-      with raw as archive:
-        ids = archive.get("ids")
-        raw = archive["embeddings"]
-  except Exception as error:  # numpy raises many kinds on a torn file
+    with open_arrays(path) as raw:
+      ids = None
+      if not isinstance(raw, np.ndarray):
+        ids, raw = raw.get("ids"), raw["embeddings"]
+  except Exception as error:  # see `open_arrays`
     raise InputError(
-      f"{path} cannot be read as item embeddings ({type(error).__name__}: {error}): expected a .npy array, or an .npz "
+      f"{path} cannot be read as item embeddings ({type(error).__name__}: {files.first_line(error)}): expected a .npy array, or an .npz "
       "with an array named embeddings; copy it again, or have embeddings made from the item text."
     ) from error
   if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.floating):
@@ -111,19 +125,16 @@ def load_embeddings(
 def has_ids(path: str | os.PathLike) -> bool:
   """Whether an .npz names its rows; False where it cannot be read, which `load_embeddings` then says."""
   try:
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-      return "ids" in archive
-  except Exception:  # numpy raises many kinds on a torn file
+    with open_arrays(path) as found:
+      return not isinstance(found, np.ndarray) and "ids" in found
+  except Exception:  # see `open_arrays`
     return False
 
 
 def num_rows(path: str | os.PathLike) -> int:
   """Rows of a file that `load_embeddings` has read."""
-  raw = np.load(path, mmap_mode="r", allow_pickle=False)
-  if isinstance(raw, np.ndarray):
-    return len(raw)
-  with raw as archive:
-    return len(archive["embeddings"])
+  with open_arrays(path) as found:
+    return len(found) if isinstance(found, np.ndarray) else len(found["embeddings"])
 
 
 def _in_order(path, vectors: np.ndarray, ids: np.ndarray, item_ids: Sequence[str] | None) -> np.ndarray:

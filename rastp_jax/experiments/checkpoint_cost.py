@@ -53,7 +53,7 @@ def main() -> None:
         state = train_step(state, batch)
       jax.block_until_ready(state)
       if saves or segment < 0:
-        checkpoints.save(segment + 2, to_saved(state), SavedProgress())
+        checkpoints.save(segment + 2, to_saved(state), SavedProgress(segment + 2))
         checkpoints.wait()
       if segment >= 0:
         seconds["on" if saves else "off"].append(time.process_time() - start)

@@ -5,6 +5,11 @@
 At the end it writes final.json: the test metrics of the best checkpoint.
 """
 
+from rastp_jax.runtime import preemption
+
+if __name__ == "__main__":
+  preemption.listen()  # as in train.py
+
 import json
 import os
 import pathlib

@@ -173,6 +173,11 @@ def _same(target: int | pathlib.Path, other: pathlib.Path) -> bool:
   return os.path.samestat(found, expected) and not stat.S_ISCHR(found.st_mode)
 
 
+def first_line(error: Exception) -> str:
+  """What an error says, short enough to be part of a sentence; its kind where it says nothing."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def to_json(values: Any, *, indent: int | None = None, escaped: bool = True) -> str:
   """JSON text. Numbers that are not finite become null: JSON has none.
 
@@ -214,9 +219,11 @@ def parse_json(text: str | bytes) -> Any:
   """
   try:
     text = text.decode() if isinstance(text, bytes) else text
-    value = json.loads(text, parse_constant=_not_finite, parse_float=_float, object_pairs_hook=_object)
+    value = _DECODER.decode(text)
   except RecursionError:
     raise ValueError("it is nested too deep") from None
+  if text.count("[") + text.count("{") <= _MAX_DEPTH:
+    return value
   level = [value]
   for _ in range(_MAX_DEPTH):
     level = [inner for outer in level for inner in _inside(outer)]
@@ -248,6 +255,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return found
 
 
+_DECODER = json.JSONDecoder(parse_constant=_not_finite, parse_float=_float, object_pairs_hook=_object)
+
+
 def read_json(path: str | os.PathLike, advice: str) -> dict[str, Any]:
   """A file that holds one JSON object.
 
@@ -266,7 +276,7 @@ def read_json(path: str | os.PathLike, advice: str) -> dict[str, Any]:
     if not isinstance(values, dict):
       raise ValueError("it does not hold names with values")
   except (OSError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
+    reason = getattr(error, "strerror", None) or first_line(error)
     raise InputError(f"{path} cannot be read ({reason}): {advice}.") from error
   return values
 

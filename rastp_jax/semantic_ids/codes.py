@@ -159,7 +159,7 @@ def load(
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
       codes, widths, provenance = (file[name] for name in _FIELDS)
       learned = file[_LEARNED] if _LEARNED in file else codes[:, :-1]
-    provenance = _with_current_names(json.loads(str(provenance)))
+    provenance = _with_current_names(files.parse_json(str(provenance)))
     widths = tuple(int(width) for width in widths)
   except Exception as error:  # zipfile, zlib, numpy and json each raise their own kinds on a torn file
     raise InputError(
@@ -206,6 +206,8 @@ def _check_table(path: pathlib.Path, codes: np.ndarray, widths: tuple[int, ...],
     raise InputError(f"{path} has codes of shape {codes.shape} and type {codes.dtype}, not a table of codes: {remedy}.")
   if len(widths) != codes.shape[1]:
     raise InputError(f"{path} has {codes.shape[1]} codes per item but widths for {len(widths)} levels: {remedy}.")
+  if max(widths) > 2**31 - 1:
+    raise InputError(f"{path} has a level with {max(widths)} codes, more than an int32 can tell apart: {remedy}.")
   outside = (codes < 0) | (codes >= np.asarray(widths))
   if outside.any():
     row, level = np.argwhere(outside)[0]
@@ -218,7 +220,7 @@ def _check_table(path: pathlib.Path, codes: np.ndarray, widths: tuple[int, ...],
     one, other = order[first[sizes.argmax()] : first[sizes.argmax()] + 2]
     raise InputError(f"{path} gives items {one} and {other} the same codes {codes[one].tolist()}: {remedy}.")
   levels = learned.shape[1] if learned.ndim == 2 and np.issubdtype(learned.dtype, np.integer) else 0
-  if len(learned) != len(codes) or levels not in (codes.shape[1], codes.shape[1] - 1) or not levels:
+  if not levels or len(learned) != len(codes) or levels not in (codes.shape[1], codes.shape[1] - 1):
     raise InputError(f"{path} has learned codes of shape {learned.shape} beside codes of {codes.shape}: {remedy}.")
   if ((learned < 0) | (learned >= np.asarray(widths[:levels]))).any():
     raise InputError(f"{path} has learned codes outside of the widths {widths}: {remedy}.")

@@ -1,10 +1,10 @@
 """Codes that were learned elsewhere: .npy tables, LETTER-style index.json, and files of this program."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
+import reprlib
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +13,13 @@ import numpy as np
 
 from rastp_jax.config import SemanticIdsConfig
 from rastp_jax.data.sources.ids import cleaned
-from rastp_jax.data.vectors import Order
+from rastp_jax.data.vectors import Order, open_arrays
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import files
 from rastp_jax.semantic_ids import codes, collisions
 from rastp_jax.semantic_ids.codes import SemanticIds
 
-_TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
+_TOKEN = re.compile(r"<([a-z])_([0-9]{1,9})>")
 _INSTEAD = "give index.json, which names the items"
 _FORMATS = ".npy (items x levels, or levels x items), .json (item id -> codes) or .npz (written by rastp_jax.prepare)"
 
@@ -92,9 +93,11 @@ def read(
 def _read_npy(path: pathlib.Path, item_ids: Sequence[str], order: Order, notes: list[str]) -> np.ndarray:
   num_items = order.length
   try:
-    table = np.load(path, allow_pickle=False)
-  except Exception as error:  # numpy raises many kinds on a torn file
-    raise InputError(f"{path} cannot be read as a .npy array ({error}): copy it again.") from error
+    with open_arrays(path) as table:
+      if not isinstance(table, np.ndarray):
+        raise ValueError("it is an archive of arrays")
+  except Exception as error:  # see `open_arrays`
+    raise InputError(f"{path} cannot be read as a .npy array ({files.first_line(error)}): copy it again.") from error
   if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
     raise InputError(
       f"{path} holds type {table.dtype} and shape {table.shape}: expected integers of shape ({num_items}, levels) or "
@@ -123,12 +126,9 @@ def _read_npy(path: pathlib.Path, item_ids: Sequence[str], order: Order, notes: 
 
 
 def _read_index(path: pathlib.Path, item_ids: Sequence[str], order: Order, notes: list[str]) -> np.ndarray:
-  try:
-    index = json.loads(path.read_text())
-  except ValueError as error:  # not JSON, or not UTF-8
-    raise InputError(f"{path} cannot be read as JSON ({error}): copy it again.") from error
-  if not isinstance(index, dict) or not index:
-    raise InputError(f'{path} is not a JSON object: expected {{"item id": ["<a_12>", "<b_3>"]}}.')
+  index = files.read_json(path, 'expected {"item id": ["<a_12>", "<b_3>"]}; copy it again')
+  if not index:
+    raise InputError(f'{path} names no items: expected {{"item id": ["<a_12>", "<b_3>"]}}.')
   keys = _keys(path, index, item_ids, order, notes)
   rows: list[list[int]] = []
   for item_id, key in zip(item_ids, keys, strict=True):
@@ -140,7 +140,7 @@ def _read_index(path: pathlib.Path, item_ids: Sequence[str], order: Order, notes
     letters = "".join(match[1] for match in matches)
     if not found or len(matches) < len(found) or letters != string.ascii_lowercase[:depth]:
       raise InputError(
-        f"{path} gives item {item_id!r} the codes {index[key]!r}, expected {depth or 'some'} like "
+        f"{path} gives item {item_id!r} the codes {reprlib.repr(index[key])}: expected {depth or 'some'} like "
         '["<a_12>", "<b_3>"], one per level, the same number for each item.'
       )
     rows.append([int(match[2]) for match in matches])

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -344,9 +343,10 @@ def _learned_with(settings: SemanticIdsConfig) -> dict[str, Any]:
 
 def _stored_metrics(path: pathlib.Path, ids: SemanticIds, dataset: Prepared) -> Mapping[str, Any]:
   """The metrics written with these codes; where there are none, measured and written again, without the errors."""
-  with contextlib.suppress(OSError, ValueError):
-    metrics = json.loads(beside(path, "health.json").read_text())
+  with contextlib.suppress(Exception):  # whatever a damaged file raises where it is used: it is written again
+    metrics = files.read_json(beside(path, "health.json"), "remove it")
     if metrics["identity"] == ids.fingerprint and beside(path, "health.png").exists():
+      health.describe(metrics)
       return metrics
   metrics = measure(ids, dataset)
   _write_health(path, ids, metrics)

@@ -7,12 +7,14 @@ model.safetensors         weights, float32
 tables.safetensors        what decoding knows of the items: codes (items, levels), row = item; the same as the table
                           that constrains decoding to items; neighbours, where counts are mixed in
 items.jsonl               item ids, ASINs and titles, row = item
+SHA256SUMS                checksums of the files above, which load.py checks
 load.py                   reads all this with jax and numpy only
 flatbuffers/              the package that `jax.export` reads its files with; `pip install jax` does not install it
 README.md                 the model card
 """
 
 import dataclasses
+import hashlib
 import importlib.resources
 import json
 import os
@@ -106,6 +108,8 @@ def write(
       for item in items:
         line = {"item_id": item.item_id, "asin": item.asin, "title": item.title}
         file.write(json.dumps(line).encode() + b"\n")
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+    files.write_atomic(out / "SHA256SUMS", "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     shutil.copyfile(exported_model.__file__, out / "load.py")
     package = importlib.resources.files("flatbuffers")
     shutil.copytree(str(package), out / "flatbuffers", ignore=shutil.ignore_patterns("__pycache__"))

@@ -11,12 +11,14 @@ From Python:
     model = ExportedModel("this/directory")
     model.recommend([["B004756YJA", "B004ZT0SSG"]])  # per history [(item, log-probability), …], best first
 
-The command prints a sentence and ends with exit code 2 where an item is not in the catalogue; `recommend` leaves such
+The command prints a sentence and ends with exit code 2 where an item is not in the catalogue, or a file is not the one
+that was exported (SHA256SUMS has the checksums; `sha256sum -c SHA256SUMS` checks them too); `recommend` leaves such
 items out.
 """
 
 # This file is copied into every export as load.py, so it imports nothing of rastp_jax.
 
+import hashlib
 import io
 import json
 import pathlib
@@ -43,11 +45,38 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
   return arrays
 
 
+def check_files(directory) -> set[str]:
+  """The names of an export's files, whose contents are those that SHA256SUMS has.
+
+  Raises:
+    ValueError: one is missing or another, or there is no SHA256SUMS.
+  """
+  directory = pathlib.Path(directory)
+  try:
+    lines = (directory / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{directory / 'SHA256SUMS'} cannot be read ({error}): copy the export again.") from error
+  for name, digest in sums.items():
+    path = directory / name
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+      raise ValueError(f"{path} is not the file that was exported: copy the export again.")
+  return set(sums)
+
+
 class ExportedModel:
-  """The programs, weights and tables of one export; `directory` holds export.json."""
+  """The programs, weights and tables of one export; `directory` holds export.json.
+
+  Raises:
+    ValueError: a file is missing, or not the one that was exported.
+  """
 
   def __init__(self, directory):
     directory = pathlib.Path(directory)
+    names = check_files(directory)
+    needed = {"export.json", "items.jsonl", "model.safetensors", "tables.safetensors"}
+    if not needed <= names:
+      raise ValueError(f"{directory / 'SHA256SUMS'} lacks {sorted(needed - names)[0]}: copy the export again.")
     self.info = json.loads((directory / "export.json").read_text())
     self.items = [json.loads(line) for line in (directory / "items.jsonl").read_text().splitlines()]
     self._weights = jax.device_put(read_safetensors(directory / "model.safetensors"))
@@ -114,7 +143,11 @@ def main(history):
   if not history:
     print("error: no item is given: give item ids or ASINs in time order, like load.py ITEM ITEM.", file=sys.stderr)
     return 2
-  model = ExportedModel(pathlib.Path(__file__).parent)
+  try:
+    model = ExportedModel(pathlib.Path(__file__).parent)
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
   unknown = [item for item in history if model.row(item) is None]
   if unknown:
     names = f"{unknown[0][:80]!r}" + (f" and {len(unknown) - 1} more are" if len(unknown) > 1 else " is")

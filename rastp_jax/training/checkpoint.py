@@ -2,7 +2,8 @@
 
     checkpoints/STEP/params       parameters: all that evaluation reads
     checkpoints/STEP/rest         step, optimizer state, random key, sums of the open log interval
-    checkpoints/STEP/progress     JSON: `SavedProgress`, config, fingerprints of the data, checksums of the arrays
+    checkpoints/STEP/progress     JSON: `SavedProgress`, config, fingerprints of the data, checksums of the arrays, and
+                                  one of all that
 
 Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a killed process leaves either all
 of it or none, and older checkpoints are only deleted after that. Checksums find whatever the disk did to the files.
@@ -11,6 +12,8 @@ Nothing here is a pickle: arrays, JSON, no code.
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -23,9 +26,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import processes
+from rastp_jax.runtime import files, processes
 from rastp_jax.training import checksums
 from rastp_jax.training.plan import SavedProgress
+
+_CHECKSUM = "checksum"  # in a progress file, of all else in it
 
 
 class Metadata(NamedTuple):
@@ -34,6 +39,29 @@ class Metadata(NamedTuple):
   progress: SavedProgress
   fingerprints: Mapping[str, str]  # of the data it was trained on, by name
   checksums: Mapping[str, int] | None  # of the arrays, by path; None: saved by a version that took none
+
+
+def parse_metadata(values: Mapping[str, Any], step: int) -> Metadata:
+  """Reads the JSON that `Checkpoints.save` writes beside the arrays of a step.
+
+  Raises:
+    AttributeError, KeyError, TypeError, ValueError: it is damaged, or of another step.
+  """
+  said = {name: value for name, value in values.items() if name != _CHECKSUM}
+  progress = SavedProgress.from_json(said)
+  fingerprints, sums = said["fingerprints"], said.get("checksums")
+  typed = all(isinstance(value, str) for value in fingerprints.values())
+  typed &= sums is None or all(isinstance(value, int) for value in sums.values())
+  # Versions before 0.2 wrote none.
+  if not typed or values.get(_CHECKSUM, _checksum(said)) != _checksum(said):
+    raise ValueError("its progress file is damaged")
+  if progress.step != step:
+    raise ValueError(f"its progress file is of step {progress.step}")
+  return Metadata(progress, fingerprints, sums)
+
+
+def _checksum(said: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoints:
@@ -113,7 +141,7 @@ class Checkpoints:
         checksums.verify(arrays, found.checksums)
         error = ""
       except Exception as caught:  # a damaged file shows as whatever the reader underneath happens to raise
-        error = first_line(caught) or "unreadable"
+        error = files.first_line(caught) or "unreadable"
       errors = [text for text in processes.allgather_text(error) if text]
       if errors or isinstance(found, Exception):
         torn[step] = errors[0]
@@ -150,8 +178,8 @@ class Checkpoints:
       checksums.verify({"params": params}, found.checksums)
     except Exception as error:  # see `restore`
       raise InputError(
-        f"The best checkpoint in {self._directory}, of step {step}, cannot be read ({first_line(error)}): put back a "
-        "copy of it, or train again."
+        f"The best checkpoint in {self._directory}, of step {step}, cannot be read ({files.first_line(error)}): put "
+        "back a copy of it, or train again."
       ) from error
     return jax.tree.map(lambda value, like: value.astype(like.dtype), params, target)
 
@@ -167,8 +195,14 @@ class Checkpoints:
       InputError: this checkpoint or the one before, which was still being written, does not fit on the disk.
     """
     self.wait()
+    if not self._directory.is_dir():  # Orbax would make it again, without the files beside it
+      raise InputError(
+        f"{self._directory} is gone (it was removed or moved during training): put it back and run the same command "
+        "again, or train in another --workdir."
+      )
     self._keep.best_step = progress.best.best_step
-    metadata = {**progress.to_json(), **self._origin, "checksums": checksums.take(tree)}
+    said = {**progress.to_json(), **self._origin, "checksums": checksums.take(tree)}
+    metadata = {**said, _CHECKSUM: _checksum(said)}
     items = {name: ocp.args.StandardSave(value) for name, value in tree.items()}
     with self._writing(step):
       self._manager.save(step, args=ocp.args.Composite(**items, progress=ocp.args.JsonSave(metadata)))
@@ -182,18 +216,19 @@ class Checkpoints:
     except Exception as error:
       if jax.process_count() > 1:
         raise  # another process may be gone: see processes.abort_if_peer_lost
-      room, full = shutil.disk_usage(self._directory.parent).free, os.strerror(errno.ENOSPC)
-      reason = full if full in str(error) else first_line(error)
+      full = os.strerror(errno.ENOSPC)
+      reason = full if full in str(error) else files.first_line(error)
+      with contextlib.suppress(OSError):  # it may be gone
+        reason += f"; {shutil.disk_usage(self._directory.parent).free / 1e6:,.1f} MB are free there"
       raise InputError(
-        f"The checkpoint of step {step} could not be written in {self._directory.parent} ({reason}; "
-        f"{room / 1e6:,.1f} MB are free there): make room and run the same command again, which goes on from the "
-        "checkpoint before."
+        f"The checkpoint of step {step} could not be written in {self._directory.parent} ({reason}): make room and run "
+        "the same command again, which goes on from the checkpoint before."
       ) from error
 
   def _read_metadata(self, step: int) -> Metadata | Exception:
     try:
       values = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
-      return Metadata(SavedProgress.from_json(values), values["fingerprints"], values.get("checksums"))
+      return parse_metadata(values, step)
     except Exception as error:
       return error
 
@@ -205,14 +240,11 @@ class Checkpoints:
         stacklevel=3,
       )
       aside.mkdir(exist_ok=True)
-      number = sum(1 for _ in aside.iterdir())
-      (self._directory / str(step)).rename(aside / (f"{step}" if not number else f"{step}_{number}"))
+      taken = {path.name for path in aside.iterdir()}
+      names = (f"{step}" if not number else f"{step}_{number}" for number in range(len(taken) + 1))
+      (self._directory / str(step)).rename(aside / next(name for name in names if name not in taken))
     processes.allgather_text("")  # nobody looks before the directory is gone
     self._manager.reload()
-
-
-def first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):

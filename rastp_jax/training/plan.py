@@ -118,7 +118,8 @@ class SavedProgress:
       raise ValueError("its progress file is damaged")
     counts = [values["next_batch"], best.evaluations_since_best, best.best_step or 0]
     numbers = [values["samples"], values["seconds"], values["logged_seconds"], best.best or 0.0]
-    if not all(type(one) is int and one >= 0 for one in counts) or not all(map(_is_number, numbers)):
+    typed = all(type(one) is int and one >= 0 for one in counts) and isinstance(values["pending"], bool)
+    if not typed or not all(map(_is_number, numbers)):
       raise ValueError("its progress file is damaged")
     due = Due.AFTER_STEP if values["pending"] else Due.STEP
     return cls(values["next_batch"], due, values["samples"], values["seconds"], values["logged_seconds"], best)

@@ -65,8 +65,8 @@ def train(
   """
   config, plan = setup.config, setup.plan
   with (
+    StopRequests() as requests,  # outside of all that is saved
     workdir.claim(config, setup.lengths, setup.fingerprints) as checkpoints,
-    StopRequests() as requests,
     contextlib.ExitStack() as at_the_end,
   ):
     # 1. Where the run stands. A resumed one never makes weights only to drop them.
@@ -78,7 +78,10 @@ def train(
     reason = plan.reason_to_stop(step, saved.seconds, best)
     if reason and due is Due.STEP:
       print_once(f"This run is finished: {reason} (step {step:,} of {workdir}).")
-      return TrainResult(step, saved.seconds, best, reason)
+      result = TrainResult(step, saved.seconds, best, reason)
+      if jax.process_index() == 0 and not workdir.summary.exists():  # it was killed between its last two files
+        files.write_json(workdir.summary, _summary(result, setup, saved.samples))
+      return result
     state = from_saved(restored[0]) if restored else setup.fresh_state()
 
     # 2. What the loop calls.
@@ -155,16 +158,17 @@ def train(
       if reason:
         break
 
-    # 4. The end: leaving the context waits until the last checkpoint is on disk, and a summary says that all is well.
+    # 4. The end: once the last checkpoint is on disk, a summary says that all is well.
     trace.close()
     progress.flush()
+    checkpoints.wait()
+    result = TrainResult(step, clock.seconds, best, stop or reason, interrupted=bool(stop))
+    if jax.process_index() == 0 and not stop:
+      step_bytes = max((device_bytes(program) for program in programs.values()), default=0)
+      files.write_json(workdir.summary, {**_summary(result, setup, progress.samples), "step_bytes": step_bytes})
   if stop:
     print_once(f"Interrupted: {stop}; step {step:,} is saved, and the same command goes on from there.")
-    return TrainResult(step, clock.seconds, best, stop, interrupted=True)
-  result = TrainResult(step, clock.seconds, best, reason)
-  if jax.process_index() == 0:
-    step_bytes = max((device_bytes(program) for program in programs.values()), default=0)
-    files.write_json(workdir.summary, _summary(result, setup, progress.samples, step_bytes))
+    return result
   print_once(f"Finished: {reason}, after {duration_text(clock.seconds)} of training.")
   return result
 
@@ -187,22 +191,20 @@ def _not_finite(skipped: Mapping[str, int], allowed: int, step: int, workdir: Wo
   )
 
 
-def _summary(result: TrainResult, setup: Setup, samples: float, step_bytes: int) -> dict[str, Any]:
-  """What summary.json holds.
+def _summary(result: TrainResult, setup: Setup, samples: float) -> dict[str, Any]:
+  """What summary.json holds, besides "step_bytes": the memory of one device that a step needs.
 
   Args:
     result: how the run ended.
     setup: its setup.
     samples: it trained on.
-    step_bytes: memory of one device that a step needs.
   """
   return {
     "steps": result.step,
     "samples": samples,
     "seconds": result.seconds,
-    "samples_per_second": samples / result.seconds,
+    "samples_per_second": samples / max(result.seconds, 1e-9),
     "parameters": setup.parameters,
-    "step_bytes": step_bytes,
     "devices": jax.device_count(),
     "device_kind": jax.devices()[0].device_kind,
     "best": dataclasses.asdict(result.best),

@@ -29,7 +29,6 @@ from rastp_jax import config as config_lib
 from rastp_jax.config import Config, May
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import files, processes
-from rastp_jax.training import checkpoint
 from rastp_jax.training.checkpoint import Checkpoints
 
 
@@ -88,7 +87,7 @@ class Workdir:
     try:
       return config_lib.from_dict(values)
     except Exception as error:  # whatever settings that nobody wrote happen to raise
-      raise InputError(f"{self.config} cannot be read ({checkpoint.first_line(error)}): {advice}.") from error
+      raise InputError(f"{self.config} cannot be read ({files.first_line(error)}): {advice}.") from error
 
   def read_summary(self) -> dict[str, Any] | None:
     """The summary of a finished run; None while the run goes on.
@@ -123,7 +122,7 @@ class Workdir:
       raise InputError(
         f"{self.log} cannot be read ({error.strerror}): give the --workdir of a training run."
       ) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
       raise InputError(
         f"{self.log} is damaged ({error}): remove the line, or resume the run, which mends it."
       ) from error
@@ -147,6 +146,7 @@ class Workdir:
     recorded = dataclasses.replace(config, data=dataclasses.replace(config.data, bucket_lengths=tuple(lengths)))
     with contextlib.ExitStack() as stack:
       with processes.raise_on_all(), self._claim_errors():
+        self._check_kinds()
         self._check_config(config, recorded)
         self.path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
@@ -186,7 +186,7 @@ class Workdir:
     with Checkpoints(self.checkpoints, self.unreadable_checkpoints, keep=None) as checkpoints:
       for step, saved in checkpoints.metadata():
         if isinstance(saved, Exception):
-          reason = checkpoint.first_line(saved)
+          reason = files.first_line(saved)
           warnings.warn(f"The checkpoint of step {step} cannot be read ({reason}) and is skipped.", stacklevel=2)
           continue
         self._check_fingerprints(saved.fingerprints, fingerprints or {})
@@ -205,6 +205,15 @@ class Workdir:
         "there, or choose another --workdir."
       )
 
+  def _check_kinds(self) -> None:
+    """Raises InputError where a directory has the name of one of the run's files, or the other way round."""
+    for path in self.files_of_training:
+      if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file: move it away, or train in another --workdir.")
+    for path in (self.checkpoints, self.unreadable_checkpoints, self.tensorboard, self.profile):
+      if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is not a directory: move it away, or train in another --workdir.")
+
   def _check_config(self, config: Config, recorded: Config) -> None:
     """Raises InputError if the directory holds a run that a run with these settings would not continue.
 
@@ -212,6 +221,13 @@ class Workdir:
       config: as the user gave it.
       recorded: with the bucket lengths in use, so that lengths that were left open equal those that were chosen.
     """
+    if not self.checkpoints.exists() and any(
+      path.exists() and path.stat().st_size for path in (self.log, self.summary)
+    ):
+      raise InputError(
+        f"{self} holds the logs of a run whose {self.checkpoints.name} are missing: put them back, or train in another "
+        "--workdir."
+      )
     if not self.config.exists():
       if self.checkpoints.exists() and any(self.checkpoints.iterdir()):
         raise InputError(f"{self} holds checkpoints but no config.json to compare with: use another --workdir.")
@@ -252,9 +268,11 @@ class Workdir:
     try:
       yield
     except OSError as error:
-      if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      place = pathlib.Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+      ours = place is not None and place.resolve().is_relative_to(self.path.resolve())
+      if not ours and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise
       raise InputError(
-        f"{error.filename or self} cannot be written ({error.strerror}): make room and run the same command again, "
-        "which goes on from the last checkpoint."
+        f"{place or self} cannot be written ({error.strerror}): make room there, or see to it that this process may "
+        "write, and run the same command again, which goes on from the last checkpoint."
       ) from error

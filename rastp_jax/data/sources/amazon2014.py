@@ -4,10 +4,10 @@ import array
 import ast
 import hashlib
 import html
-import json
 import os
 import pathlib
 import re
+import reprlib
 import shutil
 import sys
 import tempfile
@@ -85,12 +85,12 @@ class Amazon2014Files:
     columns = array.array("i"), array.array("i"), array.array("q")
     for number, line in raw_files.lines(self._reviews):
       try:
-        row = json.loads(line)
+        row = raw_files.json_value(line)
         user, item, time = row["reviewerID"], row["asin"], row["unixReviewTime"]
         if not (isinstance(user, str) and isinstance(item, str) and type(time) is int):
-          raise TypeError(f"reviewerID, asin and unixReviewTime are {user!r}, {item!r} and {time!r}")
+          raise TypeError(f"reviewerID, asin and unixReviewTime are {', '.join(map(reprlib.repr, (user, item, time)))}")
         columns[2].append(time)
-      except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+      except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(
           f"{self._reviews} line {number} cannot be read as a review ({type(error).__name__}: {error}): expected a "
           "JSON object with the texts reviewerID and asin and the whole number unixReviewTime; get the file again."
@@ -129,7 +129,7 @@ def _parse_product(line: str, place: str) -> tuple[str, Item, bool]:
     row = _literal(line)
     asin = row["asin"]
     if not isinstance(asin, str):
-      raise TypeError(f"asin is {asin!r}")
+      raise TypeError(f"asin is {reprlib.repr(asin)}")
     texts = raw_files.text_fields(row, ("title", "brand"))
     categories = raw_files.category_paths(row.get("categories"))
   except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -147,13 +147,15 @@ def _parse_product(line: str, place: str) -> tuple[str, Item, bool]:
 def _literal(line: str) -> Any:
   """The value of a Python literal; no code in it is run."""
   try:
-    return ast.literal_eval(line)
+    value = ast.literal_eval(line)
   except SyntaxError as error:
     raise ValueError(error.msg) from None
   except ValueError:  # its message would be an address in memory
     raise ValueError("the line holds more than plain values") from None
   except (RecursionError, MemoryError):
     raise ValueError("the line is nested too deeply") from None
+  raw_files.check_texts(value, line)
+  return value
 
 
 def download(directory: str | os.PathLike, category: str) -> Amazon2014Files:

@@ -16,8 +16,7 @@ from rastp_jax.errors import InputError
 class Amazon2018Files(InteractionFiles):
   """CATEGORY_5.json (or CATEGORY.json) and meta_CATEGORY.json, gzipped or not; HTML entities are unescaped."""
 
-  def _item(self, place: str, item_id: str, row: dict[str, Any]) -> Item:
-    del place
+  def _item(self, item_id: str, row: dict[str, Any]) -> Item:
     text = {
       name: html.unescape(raw_files.as_text(row.get(name))) for name in ("title", "brand", "description", "price")
     }

@@ -15,8 +15,7 @@ from rastp_jax.errors import InputError
 class Amazon2023Files(InteractionFiles):
   """CATEGORY.jsonl or CATEGORY.csv, and meta_CATEGORY.jsonl; items are told by `parent_asin`, times are ms."""
 
-  def _item(self, place: str, item_id: str, row: dict[str, Any]) -> Item:
-    del place
+  def _item(self, item_id: str, row: dict[str, Any]) -> Item:
     names = ("description", "features", "price", *self._config.extra_columns)
     extra = {name: raw_files.as_text(row.get(name)) for name in names}
     return Item(

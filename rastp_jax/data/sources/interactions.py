@@ -185,9 +185,10 @@ class InteractionFiles:
     with_interactions = len(row_of)
     again = number = 0
     for number, (place, row) in enumerate(self._items.rows() if self._items is not None else (), start=1):
-      item_id = _id(row.get(self._item_id))
-      if item_id is None or item_id == "":
+      item_id = row.get(self._item_id)
+      if item_id is None or item_id == "" or isinstance(item_id, dict | list):
         raise InputError(f"{place} has no {self._item_id}: give it one or remove the row.")
+      item_id = str(item_id)
       item_id = item_id if item_id in row_of else cleaned(item_id)
       if item_id in seen:
         again += 1
@@ -198,7 +199,13 @@ class InteractionFiles:
         items.append(None)
         file_rows.append(-1)
       if item_id in row_of:
-        items[row_of[item_id]] = self._item(place, item_id, row)
+        try:
+          items[row_of[item_id]] = self._item(item_id, row)
+        except TypeError as error:
+          raise InputError(
+            f"{place} cannot be read as an item ({str(error)[:200]}): expected text as title and brand, and text, a list "
+            "of names or a list of such lists as categories."
+          ) from None
         file_rows[row_of[item_id]] = number - 1
     without = items.count(None)
     if self._items is not None and without == with_interactions and seen:
@@ -218,23 +225,18 @@ class InteractionFiles:
     found = [item or Item(item_id=item_id) for item, item_id in zip(items, row_of, strict=True)]
     return found, np.array(file_rows, np.int64), number
 
-  def _item(self, place: str, item_id: str, row: dict[str, Any]) -> Item:
+  def _item(self, item_id: str, row: dict[str, Any]) -> Item:
+    """The item of a row; raises TypeError where a column is of the wrong type."""
     c = self._config
     title, brand, categories = (row.get(name) for name in (c.title_column, c.brand_column, c.categories_column))
-    try:
-      texts = raw_files.text_fields({"title": title, "brand": brand}, ("title", "brand"))
-      extra = {name: raw_files.as_text(row[name]) for name in (*EXTRA, *c.extra_columns) if row.get(name) is not None}
-      return Item(
-        item_id=item_id,
-        **texts,
-        categories=raw_files.any_categories(categories),
-        extra={name: text for name, text in extra.items() if text},
-      )
-    except TypeError as error:
-      raise InputError(
-        f"{place} cannot be read as an item ({error}): expected text in {c.title_column!r} and {c.brand_column!r}, and "
-        f"text, a list of names or a list of such lists in {c.categories_column!r}."
-      ) from None
+    texts = raw_files.text_fields({"title": title, "brand": brand}, ("title", "brand"))
+    extra = {name: raw_files.as_text(row[name]) for name in (*EXTRA, *c.extra_columns) if row.get(name) is not None}
+    return Item(
+      item_id=item_id,
+      **texts,
+      categories=raw_files.any_categories(categories),
+      extra={name: text for name, text in extra.items() if text},
+    )
 
 
 class InteractionsDirectory:
@@ -291,7 +293,3 @@ def _one_atomic(root: pathlib.Path, suffix: str) -> list[pathlib.Path] | None:
   if len(found) > 1:
     raise InputError(f"{root} holds {found[0].name} and {found[1].name}: expected one of them; move the other away.")
   return found or None
-
-
-def _id(value: Any) -> str | None:
-  return None if value is None else str(value)

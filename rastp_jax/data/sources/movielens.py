@@ -58,8 +58,7 @@ _EDITIONS = (
 class MovieLensFiles(InteractionFiles):
   """Ratings are interactions, whatever their value; the genres of a film are its categories."""
 
-  def _item(self, place: str, item_id: str, row: dict[str, Any]) -> Item:
-    del place
+  def _item(self, item_id: str, row: dict[str, Any]) -> Item:
     genres = row.get("genres")
     names = genres.split("|") if genres else [name for name in _GENRES_100K if row.get(name) == "1"]
     known = tuple(name for name in names if name not in ("(no genres listed)", "unknown"))

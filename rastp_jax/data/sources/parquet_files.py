@@ -12,6 +12,7 @@ from rastp_jax.data.sources.json_files import unlisted, unnested
 from rastp_jax.errors import InputError
 
 _ROWS = 1 << 20  # rows read at a time
+_DAMAGED = (pa.ArrowException, OSError, ValueError, OverflowError)  # text that is not UTF-8, times that no clock has
 
 
 class ParquetFile:
@@ -30,11 +31,15 @@ class ParquetFile:
     self.notes: list[str] = []
     self.num_rows: int = self._open().metadata.num_rows
     self.schema = self._open().schema_arrow
+    twice = next((name for name in self.schema.names if self.schema.names.count(name) > 1), None)
+    if twice is not None:
+      raise InputError(f"{path} has two columns named {twice!r}: rename one of them.")
     self.nested = next((field.name for field in self.schema if _holds_events(field.type)), None)
     self.lists = [field.name for field in self.schema if _is_list(field.type) and field.name != self.nested]
     self.columns = list(self.schema.names)
     if self.nested:
-      self.columns += [field.name for field in self.schema.field(self.nested).type.value_type]
+      inside = self.schema.field(self.nested).type.value_type
+      self.columns += [inside.field(place).name for place in range(inside.num_fields)]
     self.first: dict[str, Any] = {}
 
   def type_of(self, name: str) -> pa.DataType:
@@ -61,20 +66,25 @@ class ParquetFile:
           yield row, unlisted(table, lists, f"{self.path}, from row {row} on,") if lists else table
           row += batch.num_rows
           bar.update(batch.num_rows)
-      except (pa.ArrowException, OSError) as error:
+      except _DAMAGED as error:
         what = " ".join(str(error).split())
         raise InputError(f"{self.path} cannot be read ({what}): write the file again.") from None
 
   def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (row number, values by column)."""
     for first, table in self.batches(None):
-      yield from enumerate(table.to_pylist(), start=first)
+      try:
+        rows = table.to_pylist()
+      except _DAMAGED as error:
+        raise InputError(f"{self.path} has values that cannot be read ({error}): write the file again.") from None
+      yield from enumerate(rows, start=first)
 
   def _open(self) -> pq.ParquetFile:
     try:
       return pq.ParquetFile(self.path)
-    except (pa.ArrowException, OSError) as error:
-      raise InputError(f"{self.path} is not a readable Parquet file ({error}): write or copy it again.") from None
+    except _DAMAGED as error:
+      what = " ".join(str(error).split())
+      raise InputError(f"{self.path} is not a readable Parquet file ({what}): write or copy it again.") from None
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -4,9 +4,11 @@ import array
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 import pathlib
 import re
+import reprlib
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +19,11 @@ import pyarrow as pa
 import tqdm
 
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import files
 
 _BLOCK = 1 << 20  # bytes
 _BOM = b"\xef\xbb\xbf"  # some programs write it at the start of UTF-8 text
+_SURROGATE = re.compile(r"\\[uU](0000)?[dD][89a-fA-F]")  # an escape; pairs of them are fine
 _TORN = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -153,6 +157,23 @@ def lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path} line {number} is not UTF-8 text ({error.reason}): copy the file again.") from None
 
 
+def json_value(line: str) -> Any:
+  """A line of JSON.
+
+  Raises:
+    ValueError: it is not JSON (`files.parse_json`), or holds text that is not UTF-8 (`check_texts`).
+  """
+  value = files.parse_json(line)
+  check_texts(value, line)
+  return value
+
+
+def check_texts(value: Any, line: str) -> None:
+  """Raises ValueError where a value that was read of a line has text that no file can hold: half of a surrogate pair."""
+  if _SURROGATE.search(line):
+    json.dumps(value, ensure_ascii=False, default=str).encode()
+
+
 def digest(path: pathlib.Path) -> bytes:
   """sha256 of a file's unpacked contents."""
   sha256 = hashlib.sha256()
@@ -194,7 +215,7 @@ def text_fields(row: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
   texts = {name: row.get(name) or "" for name in names}
   for name, text in texts.items():
     if not isinstance(text, str):
-      raise TypeError(f"{name} is {text!r}")
+      raise TypeError(f"{name} is {reprlib.repr(text)}")
   return texts
 
 
@@ -205,8 +226,8 @@ def category_paths(paths: Iterable[Iterable[str]] | None) -> tuple[str, ...]:
     TypeError: not a list of lists of text.
   """
   paths = paths or ()
-  if not all(isinstance(path, (list, tuple)) for path in paths):
-    raise TypeError(f"categories is {paths!r}, which is not a list of paths")
+  if not isinstance(paths, (list, tuple)) or not all(isinstance(path, (list, tuple)) for path in paths):
+    raise TypeError(f"categories is {reprlib.repr(paths)}, which is not a list of paths")
   return tuple(" > ".join(path) for path in paths)
 
 
@@ -218,7 +239,7 @@ def any_categories(value: Any) -> tuple[str, ...]:
   """
   if isinstance(value, str):
     return (value,) if value.strip() else ()
-  if value and all(isinstance(name, str) for name in value):
+  if value and isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
     return (" > ".join(value),)
   return category_paths(value)
 

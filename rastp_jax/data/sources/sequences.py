@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
-import json
 import pathlib
+import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from rastp_jax.data.items import Item
 from rastp_jax.data.sources import raw_files
 from rastp_jax.data.sources.source import RawData
 from rastp_jax.errors import InputError
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}")  # `int` also takes 1_0, which is no id
 
 
 class SequencesDirectory:
@@ -72,14 +75,13 @@ class SequencesDirectory:
       if user in line_of:
         raise InputError(f"{place} gives user {user!r} again, after line {line_of[user]}: expected one line per user.")
       line_of[user] = number
-      try:
-        rows = [int(text) - 1 for text in ids]
-      except ValueError:
-        wrong = next(text for text in ids if not text.removeprefix("-").isdecimal())
+      wrong = next((text for text in ids if not _INTEGER.fullmatch(text)), None)
+      if wrong is not None:
         raise InputError(
-          f"{place} has the item id {wrong!r}, expected integers from 1 to {num_items}: the file is damaged or of "
+          f"{place} has the item id {wrong[:80]!r}, expected integers from 1 to {num_items}: the file is damaged or of "
           "another format; copy it again."
-        ) from None
+        )
+      rows = [int(text) - 1 for text in ids]
       if rows and not 0 <= min(rows) <= max(rows) < num_items:
         wrong = next(row + 1 for row in rows if not 0 <= row < num_items)
         raise InputError(
@@ -94,9 +96,9 @@ class SequencesDirectory:
     for number, line in raw_files.lines(self._items):
       place = f"{self._items} line {number}"
       try:
-        row = json.loads(line)
+        row = raw_files.json_value(line)
         item_id, item = _parse_item(row)
-      except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+      except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
           f"{place} cannot be read as an item ({type(error).__name__}: {error}): expected a JSON object with an "
           "integer item_id and, as far as known, asin, title, brand and categories; copy the file again."
@@ -118,7 +120,7 @@ class SequencesDirectory:
 def _parse_item(row: dict[str, Any]) -> tuple[int, Item]:
   item_id = row["item_id"]
   if type(item_id) is not int:
-    raise TypeError(f"item_id is {item_id!r}")
+    raise TypeError(f"item_id is {reprlib.repr(item_id)}")
   texts = raw_files.text_fields(row, ("asin", "title", "brand"))
   categories = raw_files.category_paths(row.get("categories"))
   return item_id, Item(str(item_id), texts["asin"], texts["title"], texts["brand"], categories)

@@ -1,6 +1,7 @@
 """CSV, JSONL and Parquet files, one or several, as batches of columns in bounded memory."""
 
 import pathlib
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -106,6 +107,7 @@ class Table:
   def _time_type(self, part, name: str) -> pa.DataType:
     if isinstance(part, ParquetFile):
       found = part.type_of(name)
+      found = found.value_type if pa.types.is_dictionary(found) else found
       if pa.types.is_integer(found) or pa.types.is_floating(found):
         return pa.int64()
       if pa.types.is_timestamp(found) or pa.types.is_date(found):
@@ -113,24 +115,26 @@ class Table:
       if not (pa.types.is_string(found) or pa.types.is_large_string(found)):
         raise InputError(f"{part.path} has {found} values in its column {name!r}: expected {times.EXPECTED}.")
       _, first = next(part.batches({name: found}), (0, None))
-      value = first.column(0)[0].as_py() if first is not None and first.num_rows else ""
+      value = _text(part, _whole(first.column(0)), name)[0].as_py() if first is not None and first.num_rows else ""
     else:
       value = part.first.get(name, "")
     if value == "" and not isinstance(part, JsonFile):  # no rows, or a gap that reading will find
       return pa.int64()
     kind = times.type_of(value, self._time_format)
     if kind is None:
-      raise InputError(f"{part.path} row 1 has the {name} {value!r}: expected {times.EXPECTED}.")
+      raise InputError(f"{part.path} row 1 has the {name} {reprlib.repr(value)}: expected {times.EXPECTED}.")
     return kind
 
   def _ids(self, part, column: pa.Array, name: str, rows: int) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+      column = column.dictionary_decode()
     if pa.types.is_floating(column.type):
       column = self._whole_numbers(part, column, name)
     if pa.types.is_nested(column.type):
       raise InputError(
         f"{part.path} has {column.type} values in its column {name!r}: expected text or whole numbers as ids."
       )
-    column = column.cast(pa.large_string())
+    column = _text(part, column, name)
     empty = pc.equal(pc.binary_length(column), 0)  # pyright: ignore[reportAttributeAccessIssue]
     missing = pc.index(pc.fill_null(empty, True), True).as_py()
     if missing >= 0:
@@ -149,6 +153,10 @@ class Table:
     return pa.array(np.where(known, values, 0).astype(np.int64), mask=~known)
 
   def _times(self, part, column: pa.Array, name: str, kind, rows: int, line: int) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+      column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+      column = _text(part, column, name)
     try:
       column = times.numbers(column, kind, self._time_format)
     except times.Wrong as wrong:
@@ -156,7 +164,7 @@ class Table:
       if self._time_format:
         expected = f"a time of the form {self._time_format!r} (config.data.time_format) in {name!r}"
       raise InputError(
-        f"{part.path} line {line + wrong.place} cannot be read (invalid value {wrong.value!r}): expected {expected}; "
+        f"{part.path} line {line + wrong.place} cannot be read (invalid value {reprlib.repr(wrong.value)}): expected {expected}; "
         "correct the line or write the file again."
       ) from None
     except pa.ArrowException as error:
@@ -175,6 +183,20 @@ def _open(path: pathlib.Path, names: Sequence[str], separator: str, fits) -> Csv
   if suffix.endswith(JSONL):
     return JsonFile(path)
   return ParquetFile(path) if suffix.endswith(PARQUET) else CsvFile(path, names, separator, fits)
+
+
+def _text(part, column: pa.Array, name: str) -> pa.Array:
+  """A column as large_string; raises InputError where it is not UTF-8, which Arrow does not look at in Parquet."""
+  try:
+    text = column.cast(pa.large_string())
+    text.validate(full=True)
+    return text
+  except pa.ArrowException as error:
+    what = " ".join(str(error).split())
+    raise InputError(
+      f"{part.path} has values in its column {name!r} that are not text ({what[:200]}): expected text in UTF-8 or whole "
+      "numbers; write the file again."
+    ) from None
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
