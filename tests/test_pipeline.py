@@ -295,8 +295,8 @@ BAD_INPUTS = {
     "gives items 'i0' and 'i1' the same codes .*use semantic_ids.collisions='extra_level'",
   ),
   "torn codes": (codes_file("c.npy", "\x93NUMPY"), "cannot be read as a .npy array"),
-  "unreadable json": (codes_file("index.json", '{"i0": ["<a_1>"'), "cannot be read as JSON"),
-  "json without items": (codes_file("index.json", ["<a_1>"]), "is not a JSON object"),
+  "unreadable json": (codes_file("index.json", '{"i0": ["<a_1>"'), r"index.json cannot be read \(Expecting"),
+  "json without items": (codes_file("index.json", ["<a_1>"]), "does not hold names with values"),
   "json that misses items": (codes_file("index.json", SHORT), "misses 2 of the 40 items, like 'i38'"),
   "json with other items": (
     codes_file("index.json", {**SHORT, "x": ["<a_1>", "<b_1>"]}),
@@ -308,7 +308,7 @@ BAD_INPUTS = {
   ),
   "json with another alphabet": (
     codes_file("index.json", {**index_json(CODES), "i7": ["<b_1>", "<a_1>"]}),
-    r"item 'i7' the codes \['<b_1>', '<a_1>'\], expected 2 like",
+    r"item 'i7' the codes \['<b_1>', '<a_1>'\]: expected 2 like",
   ),
   "directory that cannot be written": (directory_is_a_file, "semantic_ids cannot be written"),
 }

@@ -88,7 +88,8 @@ class Amazon2014Files:
         row = raw_files.json_value(line)
         user, item, time = row["reviewerID"], row["asin"], row["unixReviewTime"]
         if not (isinstance(user, str) and isinstance(item, str) and type(time) is int):
-          raise TypeError(f"reviewerID, asin and unixReviewTime are {', '.join(map(reprlib.repr, (user, item, time)))}")
+          shown = [reprlib.repr(value) for value in (user, item, time)]
+          raise TypeError(f"reviewerID, asin and unixReviewTime are {shown[0]}, {shown[1]} and {shown[2]}")
         columns[2].append(time)
       except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(
