@@ -205,7 +205,7 @@ def _is_array_of_objects(head: bytes) -> bool:
   if not text.startswith("["):
     return False
   try:
-    first = json.loads(text.partition("\n")[0])
+    first = raw_files.json_value(text.partition("\n")[0])
   except ValueError:  # it goes on in the next line, or behind what was looked at
     return True
   return bool(first) and isinstance(first[0], dict)
