@@ -3,8 +3,8 @@
     python -m rastp_jax.paper_table --raw_dir=DIR
 
 DIR holds beauty/, sports/ and toys/, each with sequences.txt(.gz), items.jsonl(.gz) and perhaps embeddings.npy. The
-same command again goes on where it stopped: finished runs are skipped, an interrupted one is resumed. On a machine
-without accelerator, --cpu makes the table of Beauty with the small models. --dry_run only prints the commands.
+same command again goes on where it stopped: finished runs are skipped, an interrupted one is resumed. --dry_run only
+prints the commands. The models are paper-sized, for a machine with an accelerator; `experiment quality` is for CPUs.
 """
 
 from absl import flags
@@ -17,15 +17,15 @@ _RAW_DIR = flags.DEFINE_string(
   "raw_dir", "", "Directory that holds beauty/, sports/ and toys/; not needed where they are prepared already."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", _DEFAULTS.data_dir, "Directory for the prepared data.")
-_RUNS_DIR = flags.DEFINE_string("runs_dir", _DEFAULTS.runs_dir, "Directory for the training runs (--cpu adds _cpu).")
+_RUNS_DIR = flags.DEFINE_string("runs_dir", _DEFAULTS.runs_dir, "Directory for the training runs.")
 _OUTPUT = flags.DEFINE_string("output", "docs/results", "Directory for the table, as .json and .md.")
-_CPU = flags.DEFINE_bool("cpu", False, f"Only Beauty, with the :cpu configs and {paper_table.CPU_LENGTH} per run.")
+_DATASETS = flags.DEFINE_list("datasets", list(_DEFAULTS.datasets), "In this order.")
 _LENGTH = flags.DEFINE_string("length", "", 'Length of every training, like "20 epochs", in place of the usual one.')
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print every command and run none.")
 
 
 def main():
-  runs = paper_table.TableRuns(_RAW_DIR.value, _DATA_DIR.value, _RUNS_DIR.value, _CPU.value, _LENGTH.value)
+  runs = paper_table.TableRuns(_RAW_DIR.value, _DATA_DIR.value, _RUNS_DIR.value, tuple(_DATASETS.value), _LENGTH.value)
   if _DRY_RUN.value:
     print(paper_table.dry_run(runs))
     return

@@ -14,13 +14,13 @@ from rastp_jax.runtime import files
 from tests.helpers.results import make_result
 
 GOLDEN = """\
-python -m rastp_jax.prepare --config=beauty:cpu --config.data.data_dir=data --raw_dir={raw}/beauty
-python -m rastp_jax.train --config=beauty:cpu,dense --config.data.data_dir=data --config.train.seed=999 \
---config.train.patience=0 '--config.train.length=2 epochs' --workdir=runs/t_cpu/beauty/dense/seed_999
-python -m rastp_jax.evaluate --workdir=runs/t_cpu/beauty/dense/seed_999
-python -m rastp_jax.train --config=beauty:cpu --config.data.data_dir=data --config.train.seed=999 \
---config.train.patience=0 '--config.train.length=2 epochs' --workdir=runs/t_cpu/beauty/pruned/seed_999
-python -m rastp_jax.evaluate --workdir=runs/t_cpu/beauty/pruned/seed_999
+python -m rastp_jax.prepare --config=beauty --config.data.data_dir=data --raw_dir={raw}/beauty
+python -m rastp_jax.train --config=beauty:dense --config.data.data_dir=data --config.train.seed=999 \
+--config.train.patience=0 '--config.train.length=2 epochs' --workdir=runs/t/beauty/dense/seed_999
+python -m rastp_jax.evaluate --workdir=runs/t/beauty/dense/seed_999
+python -m rastp_jax.train --config=beauty --config.data.data_dir=data --config.train.seed=999 \
+--config.train.patience=0 '--config.train.length=2 epochs' --workdir=runs/t/beauty/pruned/seed_999
+python -m rastp_jax.evaluate --workdir=runs/t/beauty/pruned/seed_999
 """
 
 
@@ -52,7 +52,7 @@ class Machine:
 
 def test_commands(tmp_path):
   (tmp_path / "beauty").mkdir()
-  runs = TableRuns(str(tmp_path), runs_dir="runs/t", cpu=True, length="2 epochs")
+  runs = TableRuns(str(tmp_path), runs_dir="runs/t", datasets=("beauty",), length="2 epochs")
   printed = paper_table.dry_run(runs)
   assert printed.startswith(GOLDEN.format(raw=shlex.quote(str(tmp_path))))
   assert len(printed.splitlines()) == 1 + 2 * len(MODELS) * len(SEEDS)
@@ -63,7 +63,7 @@ def test_commands(tmp_path):
 
 
 def test_it_goes_on_where_it_stopped(tmp_path):
-  runs = TableRuns(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
+  runs = TableRuns(runs_dir=str(tmp_path / "runs"), datasets=("beauty",), length="2 epochs")
   first, second, third = Machine("Training beauty, pruned, seed 1024"), Machine(), Machine()
   with pytest.raises(InputError, match="broken"):
     paper_table.execute(runs, str(tmp_path / "out"), first, lambda _: None)
@@ -76,19 +76,19 @@ def test_it_goes_on_where_it_stopped(tmp_path):
   assert not third.done
   assert all(pathlib.Path(path).exists() for path in paths)
   with pytest.raises(InputError, match="seed_999 holds a run of '2 epochs', not '3 epochs'"):
-    paper_table.commands(TableRuns(runs_dir=str(tmp_path / "runs"), cpu=True, length="3 epochs"))
+    paper_table.commands(TableRuns(runs_dir=str(tmp_path / "runs"), datasets=("beauty",), length="3 epochs"))
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_run(tmp_path):
   (tmp_path / "file").touch()
   machine = Machine()
-  with pytest.raises(InputError, match="paper_table_cpu.json cannot be written"):
-    paper_table.execute(TableRuns(cpu=True), str(tmp_path / "file"), machine, lambda _: None)
+  with pytest.raises(InputError, match="paper_table.json cannot be written"):
+    paper_table.execute(TableRuns(), str(tmp_path / "file"), machine, lambda _: None)
   assert not machine.done
 
 
 def test_a_run_evaluated_before_its_end_is_evaluated_again(tmp_path):
-  runs = TableRuns(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
+  runs = TableRuns(runs_dir=str(tmp_path / "runs"), datasets=("beauty",), length="2 epochs")
   paper_table.execute(runs, str(tmp_path / "out"), Machine(), lambda _: None)
   workdir = pathlib.Path(runs.workdir("beauty", "dense", 2025))
   early = results.load(workdir / "eval_test.json", "early")
@@ -99,7 +99,7 @@ def test_a_run_evaluated_before_its_end_is_evaluated_again(tmp_path):
 
 
 def test_the_table(tmp_path):
-  runs = TableRuns(runs_dir=str(tmp_path / "runs"), cpu=True, length="2 epochs")
+  runs = TableRuns(runs_dir=str(tmp_path / "runs"), datasets=("beauty",), length="2 epochs")
   said = []
   _, path = paper_table.execute(runs, str(tmp_path / "out"), Machine(), said.append)
   ranks = [np.random.default_rng([seed, True]).integers(0, 20, 40) for seed in SEEDS]
@@ -113,7 +113,7 @@ def test_the_table(tmp_path):
   assert rows["beauty, published RASTP, pruned"]["pruned / dense time"] == "0.73"
   assert len(table["datasets"]["beauty"]["pruned"]) == 3 and table["datasets"]["beauty"]["time_ratio"] == 0.5
   text = pathlib.Path(path).read_text()
-  assert "| beauty, published TIGER |" in text and "small :cpu models" in text
+  assert "| beauty, published TIGER |" in text
   assert "python -m rastp_jax.report --workdir=" in said[-1]
 
 

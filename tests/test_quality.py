@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rastp_jax import config as config_lib
-from rastp_jax.experiments import quality
+from rastp_jax.experiments import quality_runs as quality
 from rastp_jax.training.workdir import Workdir
 from tests.helpers.results import make_result
 
@@ -64,14 +64,13 @@ def test_a_row_is_the_mean_over_seeds(trained, monkeypatch):
   assert ["toys", "published TIGER"] in [cells[:2] for cells in text]
 
 
-def test_anchors_come_with_the_settings_that_validation_chose(tmp_path, monkeypatch):
+def test_anchors_come_with_the_settings_that_validation_chose(tmp_path):
   metrics = {name: 0.1 for name in quality.METRICS}
   settings = {"window": 3, "distance_power": 0.5, "backward": 0.0, "popularity_power": 0.1, "decay": 0.4}
   values = {"minutes": 2.0, "test": metrics, "test, history excluded": {name: 0.2 for name in quality.METRICS}}
   models = {"counts": {**values, "settings": {**settings, "last_items": 5}}}
   file = tmp_path / "baselines_toys.json"
   file.write_text(json.dumps({"models": models, "command": "python -m that"}))
-  monkeypatch.setattr(quality, "_anchors_file", lambda dataset: file)
-  rows, counts = quality.anchors("toys")
+  rows, counts = quality.anchors("toys", file)
   assert [(row["exclude_history"], row["recall@10"]) for row in rows] == [(False, 0.1), (True, 0.2)]
   assert counts == {f"counts.{name}": value for name, value in {**settings, "last_items": 5}.items()}

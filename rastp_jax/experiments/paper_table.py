@@ -23,9 +23,6 @@ SEEDS = (999, 1024, 2025)
 MODELS = ("dense", "pruned")
 DATASETS = ("beauty", "sports", "toys")
 
-# Six runs, three of them dense, within two hours on 2 slow cores (docs/results/paper_table_cpu.json).
-CPU_LENGTH = "4 epochs"
-
 
 @dataclasses.dataclass(frozen=True)
 class TableRuns:
@@ -35,32 +32,18 @@ class TableRuns:
     raw_dir: holds a directory of raw files for each dataset; "" where everything is prepared already.
     data_dir: for the prepared data.
     runs_dir: for a workdir per dataset, model and seed.
-    cpu: Beauty only, with the `:cpu` configs.
-    length: of training, like "20 epochs"; "" for the configs' own (`CPU_LENGTH` with `cpu`).
+    datasets: some of `DATASETS`.
+    length: of training, like "20 epochs"; "" for the configs' own.
   """
 
   raw_dir: str = ""
   data_dir: str = "data"
   runs_dir: str = "runs/paper_table"
-  cpu: bool = False
+  datasets: tuple[str, ...] = DATASETS
   length: str = ""
 
-  @property
-  def name(self) -> str:
-    """Name of the table's files."""
-    return "paper_table_cpu" if self.cpu else "paper_table"
-
-  @property
-  def datasets(self) -> tuple[str, ...]:
-    return DATASETS[:1] if self.cpu else DATASETS
-
-  @property
-  def training(self) -> str:
-    """The length in force; "" for the configs' own."""
-    return self.length or (CPU_LENGTH if self.cpu else "")
-
   def workdir(self, dataset: str, model: str, seed: int) -> str:
-    return f"{self.runs_dir}{'_cpu' if self.cpu else ''}/{dataset}/{model}/seed_{seed}"
+    return f"{self.runs_dir}/{dataset}/{model}/seed_{seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +83,7 @@ def commands(runs: TableRuns) -> list[RunCommand]:
     if runs.raw_dir and not raw_dir.is_dir():
       raise InputError(f"There is no directory {raw_dir}: give --raw_dir a directory that holds {_names(runs)}.")
     raw = [f"--raw_dir={raw_dir}"] if runs.raw_dir else []
-    prepare = ("rastp_jax.prepare", _config(runs, dataset, "pruned"), f"--config.data.data_dir={runs.data_dir}", *raw)
+    prepare = ("rastp_jax.prepare", _config(dataset, "pruned"), f"--config.data.data_dir={runs.data_dir}", *raw)
     after = [command for seed in SEEDS for model in MODELS for command in _run(runs, dataset, model, seed)]
     found += [RunCommand(f"Preparing {dataset}", prepare, all(command.finished for command in after)), *after]
   return found
@@ -121,7 +104,7 @@ def execute(
     The paths written.
   """
   todo = commands(runs)
-  paths = [str(pathlib.Path(output) / f"{runs.name}.{ending}") for ending in ("json", "md")]
+  paths = [str(pathlib.Path(output) / f"paper_table.{ending}") for ending in ("json", "md")]
   for path in paths:
     files.check_writable(path)
   for number, command in enumerate(todo, start=1):
@@ -205,26 +188,23 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 def _notes(runs: TableRuns, details: dict[str, Any]) -> list[str]:
   first = next(iter(details.values()))["dense"][0]
-  notes = [
+  return [
     f"Ours: mean ± sample standard deviation over seeds {', '.join(map(str, SEEDS))}; every run saw "
     f"{first['config']['train']['length']} of samples on {first['devices']} x {first['device_kind']}; time is training "
     "alone, without compiling and evaluating.",
     "Published: " + "; ".join(f"{name}, {source}" for name, source in published_results.SOURCES.items()) + ".",
   ]
-  if runs.cpu:
-    notes.append("These are the small :cpu models; the published numbers are of paper-sized ones.")
-  return notes
 
 
 def _run(runs: TableRuns, dataset: str, model: str, seed: int) -> list[RunCommand]:
   workdir = runs.workdir(dataset, model, seed)
   train = (
     "rastp_jax.train",
-    _config(runs, dataset, model),
+    _config(dataset, model),
     f"--config.data.data_dir={runs.data_dir}",
     f"--config.train.seed={seed}",
     "--config.train.patience=0",  # every run sees the same number of samples
-    *([f"--config.train.length={runs.training}"] if runs.training else []),
+    *([f"--config.train.length={runs.length}"] if runs.length else []),
     f"--workdir={workdir}",
   )
   name = f"{dataset}, {model}, seed {seed}"
@@ -237,9 +217,8 @@ def _run(runs: TableRuns, dataset: str, model: str, seed: int) -> list[RunComman
   ]
 
 
-def _config(runs: TableRuns, dataset: str, model: str) -> str:
-  variants = ",".join((["cpu"] if runs.cpu else []) + (["dense"] if model == "dense" else []))
-  return f"--config={dataset}" + (f":{variants}" if variants else "")
+def _config(dataset: str, model: str) -> str:
+  return f"--config={dataset}" + (":dense" if model == "dense" else "")
 
 
 def _check_lengths(runs: TableRuns) -> None:
@@ -251,7 +230,7 @@ def _check_lengths(runs: TableRuns) -> None:
         workdir = Workdir(runs.workdir(dataset, model, seed))
         if workdir.config.exists():
           lengths[str(workdir)] = workdir.read_config().train.length
-    wanted = runs.training or next(iter(lengths.values()), "")
+    wanted = runs.length or next(iter(lengths.values()), "")
     for workdir, length in lengths.items():
       if length != wanted:
         raise InputError(

@@ -8,33 +8,17 @@ users (`--choice_users` of them), and test is looked at once for each of the row
 scores of all items; fused with counts, items of the history excluded. The same command again goes on where it stopped.
 """
 
-import dataclasses
 import json
 import pathlib
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import flags
 
-from rastp_jax import config as config_lib
-from rastp_jax.config import CountsConfig
 from rastp_jax.errors import InputError
-from rastp_jax.evaluation import published_results
-from rastp_jax.evaluation import results as evaluation_results
-from rastp_jax.evaluation.comparison import Group
-from rastp_jax.evaluation.evaluator import Evaluator
+from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.paper_table import RunCommand, run_command
+from rastp_jax.experiments.quality_runs import MODELS, Trained
 from rastp_jax.experiments.results import write_result
 from rastp_jax.runtime import files, text_tables
-from rastp_jax.training import runs
-from rastp_jax.training.workdir import Workdir
-
-METRICS = published_results.METRICS
-MODELS = {"best": "cpu,best", "dense": "cpu,best,dense", "plain": "cpu,items"}  # name -> variants of the config
-ITEM_SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
-COUNTS_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-CHOSEN_BY = "ndcg@10"
 
 _RAW_DIR = flags.DEFINE_string("raw_dir", "", "Directory that holds beauty/, sports/ and toys/.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Directory for the prepared data.")
@@ -46,166 +30,6 @@ _SEEDS = flags.DEFINE_list("seeds", ["999"], "Of every model.")
 _CHOICE_USERS = flags.DEFINE_integer("choice_users", 4000, "Validation users that shares are chosen on.", lower_bound=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """One model of one dataset, all its seeds."""
-
-  dataset: str
-  model: str
-  seeds: tuple[int, ...]
-  data_dir: str
-  runs_dir: str
-
-  @property
-  def config_flags(self) -> list[str]:
-    """What training and its check are given."""
-    return [
-      f"--config=configs/{self.dataset}.py:{MODELS[self.model]}",
-      f"--config.data.data_dir={self.data_dir}",
-      "--config.model.dtype=bfloat16",
-      "--config.train.eval_users=4000",
-      "--config.train.patience=0",
-    ]
-
-  def workdir(self, seed: int) -> Workdir:
-    return Workdir(pathlib.Path(self.runs_dir) / self.dataset / self.model / f"seed_{seed}")
-
-  def train(self, seed: int) -> RunCommand:
-    arguments = (*self.config_flags, f"--config.train.seed={seed}", f"--workdir={self.workdir(seed)}")
-    done = self.workdir(seed).read_summary() is not None
-    return RunCommand(f"Training {self.dataset}, {self.model}, seed {seed}", ("rastp_jax.train", *arguments), done)
-
-  def evaluate(self, seed: int, name: str, overrides: Mapping[str, Any]) -> tuple[RunCommand, pathlib.Path]:
-    """Looks at test with some settings; the result has a file of its own beside the run's."""
-    workdir = self.workdir(seed)
-    output = workdir.path / f"test_{name}.json"
-    given = [f"--override={setting}={value}" for setting, value in overrides.items()]
-    arguments = ("rastp_jax.evaluate", f"--workdir={workdir}", "--split=test", *given, f"--output={output}")
-    return RunCommand(f"Evaluating {workdir}, {name}", arguments, output.exists()), output
-
-
-def choose(trained: Trained, users: int, counts: Mapping[str, Any]) -> dict[str, Any]:
-  """The shares with the best validation NDCG@10 of the first seed, and every value that was tried; kept in a file.
-
-  Args:
-    trained: the model.
-    users: validation users looked at.
-    counts: settings of the counts, as the dataset's anchors chose them.
-  """
-  workdir = trained.workdir(trained.seeds[0])
-  path = workdir.path / "shares.json"
-  if path.exists():
-    return files.read_json(path, "remove it and run this command again")
-  saved = runs.load_model(str(workdir))
-
-  def value(settings: Mapping[str, Any]) -> float:
-    config = config_lib.with_values(saved.config, {"eval.beam_width": 50, **settings}.items())
-    evaluator = Evaluator(config, saved.histories, saved.semantic_ids, saved.mesh)
-    found = evaluator.evaluate(saved.model, "validation", users=users)[CHOSEN_BY]
-    print(f"{workdir}: {settings}: validation {CHOSEN_BY} {found:.4f}", flush=True)
-    return found
-
-  item_values = {share: value({"eval.item_share": share}) for share in ITEM_SHARES}
-  item_share = max(item_values, key=lambda share: item_values[share])
-  fused = {"eval.item_share": item_share, "eval.exclude_history": True, **counts}
-  counts_values = {share: value({**fused, "counts.share": share}) for share in COUNTS_SHARES}
-  chosen = {
-    "item_share": item_share,
-    "counts_share": max(counts_values, key=lambda share: counts_values[share]),
-    "users": users,
-    "item_shares": list(item_values.items()),
-    "counts_shares": list(counts_values.items()),
-  }
-  files.write_json(path, chosen)
-  return chosen
-
-
-def settings_of_rows(chosen: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """The settings of every row of a model, by the name of its result."""
-  with_scores = {"eval.item_share": chosen["item_share"]}
-  fused = {**with_scores, "eval.exclude_history": True}
-  return {
-    "beams_10": {"eval.beam_width": 10, "eval.item_share": 0.0},
-    "beams_50": {"eval.beam_width": 50, "eval.item_share": 0.0},
-    "scores_10": {"eval.beam_width": 10, **with_scores},
-    "scores_50": {"eval.beam_width": 50, **with_scores},
-    "excluded_50": {"eval.beam_width": 50, **fused},
-    "fused_50": {"eval.beam_width": 50, **fused, **counts, "counts.share": chosen["counts_share"]},
-  }
-
-
-def anchors(dataset: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """Rows of the anchors, and the settings of the counts that validation chose."""
-  found = files.read_json(_anchors_file(dataset), "run `python -m rastp_jax.experiment baselines` again")
-  rows = []
-  for model, values in found["models"].items():
-    for excluded in (False, True):
-      metrics = values["test, history excluded" if excluded else "test"]
-      rows.append(
-        {
-          "dataset": dataset,
-          "model": model,
-          "reduction": None,
-          "seeds": [values["seed"]] if "seed" in values else [],
-          "samples": None,
-          "beams": None,
-          "fused": False,
-          "exclude_history": excluded,
-          **{metric: metrics[metric] for metric in METRICS},
-          "training_minutes": values["minutes"],
-          "command": found["command"],
-        }
-      )
-  chosen = found["models"]["counts"]["settings"]
-  names = {field.name for field in config_lib.settings_of(CountsConfig)} - {"share", "neighbours"}
-  return rows, {f"counts.{name}": chosen[name] for name in sorted(names)}
-
-
-def rows_of(trained: Trained, outputs: Mapping[str, Sequence[pathlib.Path]], commands: Mapping[str, str]) -> list[dict]:
-  """A row per way to answer: means over the seeds, with their deviation."""
-  rows = []
-  for name, paths in outputs.items():
-    group = Group(name, tuple(evaluation_results.load(path, str(path)) for path in paths))
-    settings = group.results[0].metrics["config"]
-    rows.append(
-      {
-        "dataset": trained.dataset,
-        "model": "sid",
-        "config": f"configs/{trained.dataset}.py:{MODELS[trained.model]}",
-        "answers": name,
-        "reduction": settings["reduction"]["method"],
-        "seeds": list(trained.seeds),
-        "samples": group.mean("training_samples"),
-        "beams": settings["eval"]["beam_width"],
-        "item_share": settings["eval"]["item_share"],
-        "counts_share": settings["counts"]["share"],
-        "fused": settings["counts"]["share"] > 0,
-        "exclude_history": settings["eval"]["exclude_history"],
-        "users": len(group.results[0].ranks),
-        **{metric: group.mean(metric) for metric in METRICS},
-        "deviation": {metric: group.deviation(metric) for metric in METRICS},
-        "training_minutes": statistics.fmean(group.values("training_seconds")) / 60,
-        "command": commands[name],
-      }
-    )
-  return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """The rows as cells, published numbers among them."""
-  cells = [["dataset", "model", "answers", "seeds", "history", *METRICS, "minutes"]]
-  for dataset in dict.fromkeys(row["dataset"] for row in rows):
-    for row in (row for row in rows if row["dataset"] == dataset):
-      model = row["config"].rpartition(":")[2] if row["model"] == "sid" else row["model"]
-      left_out = "left out" if row["exclude_history"] else ""
-      metrics = [f"{row[metric]:.4f}" for metric in METRICS]
-      minutes = f"{row['training_minutes']:.0f}"
-      cells.append([dataset, model, row.get("answers", ""), f"{len(row['seeds'])}", left_out, *metrics, minutes])
-    for method, values in published_results.RESULTS[dataset].items():
-      cells.append([dataset, f"published {method}", "", "", "", *(f"{value:.4f}" for value in values), ""])
-  return cells
-
-
 def main() -> None:
   files.check_writable(_OUTPUT.value)
   unknown = sorted(set(_MODELS.value) - set(MODELS))
@@ -215,26 +39,26 @@ def main() -> None:
   kept = json.loads(output.read_text())["rows"] if output.exists() else []
   for dataset in _DATASETS.value:
     _prepare(dataset)
-    found, counts = anchors(dataset)
+    found, counts = quality_runs.anchors(dataset, _anchors_file(dataset))
     for model in _MODELS.value:
       seeds = tuple(int(seed) for seed in _SEEDS.value)
       trained = Trained(dataset, model, seeds, _DATA_DIR.value, _RUNS_DIR.value)
       for seed in seeds:
         _run(trained.train(seed))
-      chosen = choose(trained, _CHOICE_USERS.value, counts)
+      chosen = quality_runs.choose(trained, _CHOICE_USERS.value, counts)
       outputs, texts = {}, {}
-      for name, settings in settings_of_rows(chosen, counts).items():
+      for name, settings in quality_runs.settings_of_rows(chosen, counts).items():
         evaluations = [trained.evaluate(seed, name, settings) for seed in seeds]
         for command, _ in evaluations:
           _run(command)
         outputs[name] = [path for _, path in evaluations]
         texts[name] = "; ".join(command.text for command in (trained.train(seeds[0]), evaluations[0][0]))
-      found += rows_of(trained, outputs, texts)
+      found += quality_runs.rows_of(trained, outputs, texts)
     key = lambda row: (row["dataset"], row["model"], row.get("config"))
     new = {key(row) for row in found}
     kept = [row for row in kept if key(row) not in new] + found
     write_result(output, {"rows": sorted(kept, key=lambda row: row["dataset"])})
-  print("\n" + text_tables.align(table(json.loads(output.read_text())["rows"])))
+  print("\n" + text_tables.align(quality_runs.table(json.loads(output.read_text())["rows"])))
 
 
 def _anchors_file(dataset: str) -> pathlib.Path:

@@ -10,6 +10,7 @@ import statistics
 from typing import Any
 
 from rastp_jax import config as config_lib
+from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.lab import page
 from rastp_jax.experiments.speed.ratios import speed_intervals
 from rastp_jax.reduction.methods import REDUCTIONS, describe
@@ -75,6 +76,11 @@ def paper_table() -> str:
 def paper_table_cpu() -> str:
   """The same from launch/paper_table.sh --cpu."""
   return markdown(read("paper_table_cpu")["rows"])
+
+
+def quality() -> str:
+  """The best model beside anchors and published numbers, on all datasets."""
+  return markdown(quality_runs.table(read("quality")["rows"]))
 
 
 def speed_runs() -> dict[str, dict]:
@@ -310,6 +316,7 @@ TABLES = {
     parity,
     paper_table,
     paper_table_cpu,
+    quality,
     speed_summary,
     speed_training,
     speed_ratios,
