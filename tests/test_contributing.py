@@ -58,7 +58,7 @@ codes = np.zeros((2, 3, 2), np.int32)
 batch = {"history": codes, "target": codes[:, 0], "weight": np.ones(2, np.float32)}
 assert np.isfinite(float(model.loss(batch)[0]))
 beams = beam_search(model, model.encode(batch["history"]), None, 5, renormalize=False)
-assert beams.codes.shape == (2, 5, 2)
+assert beams.codes.shape == (2, 5, 2) and model.item_log_probs(model.encode(batch["history"]), codes[0]) is None
 sharding.placements(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sharding.make_mesh())
 """,
 }
