@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU VM or pod slice: creates or reuses it, copies this checkout, installs, prepares the data, starts
 # all workers, follows the first one's log, and begins again after a preemption.
-#   ./launch/tpu_vm.sh --name=NAME --zone=ZONE --nfs=IP:/SHARE --config=configs/beauty.py --run=beauty
-#     [--type=v5litepod-16] [--version=v2-alpha-tpuv5-lite] [--project=PROJECT] [--spot] [--raw_dir=DIR ON THE SHARE]
+#   ./launch/tpu_vm.sh --name=NAME --zone=ZONE --bucket=gs://BUCKET/DIRECTORY --config=configs/beauty.py --run=beauty
+#     [--type=v5litepod-16] [--version=v2-alpha-tpuv5-lite] [--project=PROJECT] [--spot] [--raw_dir=DIR]
 #     [--delete] [--dry_run] [training flags]
-# --nfs is a share that all workers mount (like Filestore): data and runs are there and outlive the machines.
-# --delete takes the machines down once training is done. gcloud must be logged in.
+# --bucket takes data and runs, which outlive the machines; their service account must be able to write there.
+# --nfs=IP:/SHARE in its place is a share that all workers mount (like Filestore). --raw_dir is in the bucket or on the
+# share. --delete takes the machines down once training is done. gcloud must be logged in.
 set -euo pipefail
 
-name="" zone="" nfs="" config="" run="" type=v5litepod-16 version=v2-alpha-tpuv5-lite
+name="" zone="" nfs="" bucket="" config="" run="" type=v5litepod-16 version=v2-alpha-tpuv5-lite
 raw_dir="" spot="" delete="" dry="" where=() training=()
 for argument in "$@"; do
   value="${argument#*=}"
@@ -16,6 +17,7 @@ for argument in "$@"; do
     --name=*) name="$value" ;;
     --zone=*) zone="$value" ;;
     --nfs=*) nfs="$value" ;;
+    --bucket=*) bucket="${value%/}" ;;
     --config=*) config="$value" ;;
     --run=*) run="$value" ;;
     --type=*) type="$value" ;;
@@ -25,17 +27,22 @@ for argument in "$@"; do
     --spot) spot=--spot ;;
     --delete) delete=1 ;;
     --dry_run) dry=1 ;;
-    --help | -h) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    --help | -h) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     *) training+=("$argument") ;;
   esac
 done
-for needed in name zone nfs config run; do
+for needed in name zone config run; do
   [[ -n ${!needed} ]] || { echo "error: --$needed=... is missing (see --help)." >&2; exit 2; }
 done
+[[ -n $nfs$bucket && ( -z $nfs || -z $bucket ) && ${bucket:-gs://} == gs://* ]] || {
+  echo "error: give either --bucket=gs://BUCKET/DIRECTORY or --nfs=IP:/SHARE (see --help)." >&2
+  exit 2
+}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 where+=("--zone=$zone")
 archive="${TMPDIR:-/tmp}/rastp_jax.tar.gz"
-data=--config.data.data_dir=/mnt/share/data
+place="${bucket:-/mnt/share}"
+data=--config.data.data_dir=$place/data
 
 # Prints a command, and runs it unless this is a dry run.
 step() {
@@ -60,17 +67,17 @@ start() {
   step git archive --format=tar.gz --output="$archive" HEAD || return
   tpu scp "$archive" "$name:rastp_jax.tar.gz" --worker=all || return
   on all "mkdir -p rastp_jax && tar -xzf rastp_jax.tar.gz -C rastp_jax" || return
-  on all "mountpoint -q /mnt/share || { sudo apt-get -qq install -y nfs-common && sudo mkdir -p /mnt/share && sudo mount -t nfs -o hard $nfs /mnt/share; }" || return
-  on all "cd rastp_jax && JAX_BUILD=tpu bash launch/setup.sh" || return
+  [[ -z $nfs ]] || on all "mountpoint -q /mnt/share || { sudo apt-get -qq install -y nfs-common && sudo mkdir -p /mnt/share && sudo mount -t nfs -o hard $nfs /mnt/share; }" || return
+  on all "cd rastp_jax && JAX_BUILD=tpu bash launch/setup.sh${bucket:+ && .venv/bin/python -m pip install --quiet 'gcsfs>=2025.3'}" || return
   # JAX on one worker alone would wait for the others: what does not need the TPU runs on the CPU.
   on 0 "cd rastp_jax && JAX_PLATFORMS=cpu .venv/bin/python -m rastp_jax.prepare --config=$config $data${raw_dir:+ --raw_dir=$raw_dir}"
 }
 
 # Trains on all workers, and returns training's exit code: gcloud's says only that something failed.
 train() {
-  local arguments="" argument code file="/mnt/share/runs/$run.exit_code"
+  local arguments="" argument code file="rastp_jax/exit_code"
   for argument in "${training[@]}"; do arguments+=" $(printf '%q' "$argument")"; done
-  on all "cd rastp_jax && mkdir -p /mnt/share/runs && rm -f $file; .venv/bin/python -m rastp_jax.train --config=$config $data --workdir=/mnt/share/runs/$run$arguments; code=\$?; echo \$code > $file; exit \$code" && return
+  on all "rm -f $file; (cd rastp_jax && .venv/bin/python -m rastp_jax.train --config=$config $data --workdir=$place/runs/$run$arguments); code=\$?; echo \$code > $file; exit \$code" && return
   code="$(gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 --command="cat $file")" || code=1
   return "$code"
 }
@@ -84,5 +91,5 @@ for ((attempt = 1; ; attempt++)); do
   sleep 30
 done
 [[ $code == 0 && -n $delete ]] && tpu delete "$name" --quiet
-[[ $code == 0 ]] || echo "error: training ended with exit code $code; the share's runs/$run holds its last checkpoint." >&2
+[[ $code == 0 ]] || echo "error: training ended with exit code $code; $place/runs/$run holds its last checkpoint." >&2
 exit "$code"

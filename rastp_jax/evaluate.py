@@ -27,7 +27,7 @@ from rastp_jax.evaluation.comparison import by_dataset
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.evaluation.results import Result
 from rastp_jax.evaluation.user_ranks import UserRanks
-from rastp_jax.runtime import cli, files
+from rastp_jax.runtime import buckets, cli, files
 from rastp_jax.training import runs
 from rastp_jax.training.workdir import Workdir
 
@@ -93,7 +93,7 @@ def evaluate_workdir(workdir: str, split: str, overrides: list[str], output: str
   path = output or Workdir(workdir).evaluation(split)
   if jax.process_index() == 0:
     results.save(path, values, ranks.ranks)
-    print(f"{path}: {tables.describe_evaluation(values)}", flush=True)
+    print(f"{buckets.shown(path)}: {tables.describe_evaluation(values)}", flush=True)
   return Result(workdir, values, ranks.ranks)
 
 

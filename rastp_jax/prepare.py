@@ -12,7 +12,7 @@ from absl import flags
 from rastp_jax.config import Config
 from rastp_jax.data.prepared import Prepared
 from rastp_jax.data.sources import detect
-from rastp_jax.runtime import cli
+from rastp_jax.runtime import buckets, cli
 from rastp_jax.semantic_ids import codes as codes_lib
 from rastp_jax.semantic_ids import health, pipeline
 from rastp_jax.semantic_ids.codes import SemanticIds
@@ -96,7 +96,7 @@ def prepare(config: Config, raw_dir: str | None = None, codes_file: str | None =
 
 
 def main() -> None:
-  print(prepare(cli.load_config(_CONFIG.value), _RAW_DIR.value, _CODES.value).describe())
+  print(buckets.shown(prepare(cli.load_config(_CONFIG.value), _RAW_DIR.value, _CODES.value).describe()))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ the first of them; those that differ only in their seed form one group. index.ht
 file; the same plots are beside it as PNG files.
 """
 
-import pathlib
-
 from absl import flags
 
 from rastp_jax.data import histories
@@ -16,7 +14,7 @@ from rastp_jax.errors import InputError
 from rastp_jax.evaluation import html_report, results
 from rastp_jax.evaluation.html_report import SurvivalSection
 from rastp_jax.evaluation.measure_survival import measure_survival
-from rastp_jax.runtime import cli, files
+from rastp_jax.runtime import buckets, cli, files
 from rastp_jax.training import runs
 from rastp_jax.training.workdir import Workdir
 
@@ -36,8 +34,8 @@ def main():
     raise InputError("A --workdir is given twice: give each run once.")
   evaluated = [results.load(Workdir(workdir).evaluation(_SPLIT.value), workdir) for workdir in _WORKDIR.value]
   logs = {workdir: Workdir(workdir).read_log() for workdir in _WORKDIR.value}
-  files.check_writable(pathlib.Path(output) / "index.html")
-  print(html_report.write(output, evaluated, logs, survival_section, command=cli.command_line()))
+  files.check_writable(files.check_path(output) / "index.html")
+  print(buckets.shown(html_report.write(output, evaluated, logs, survival_section, command=cli.command_line())))
 
 
 def survival_section(workdir: str) -> SurvivalSection:

@@ -17,6 +17,8 @@ DRY_RUNS = {
   "local": "bash launch/local.sh --config=configs/beauty.py:cpu --workdir=runs/b --raw_dir=/raw",
   "tpu_vm": "bash launch/tpu_vm.sh --name=tpu --zone=us-west4-a --project=p --nfs=10.0.0.2:/share --run=b --spot "
   "--delete --config=configs/beauty.py --raw_dir=/mnt/share/raw",
+  "tpu_vm_bucket": "bash launch/tpu_vm.sh --name=tpu --zone=us-west4-a --bucket=gs://b/rastp/ --run=b "
+  "--config=configs/beauty.py --raw_dir=gs://b/raw",
   "slurm": "bash launch/slurm.sbatch --config=configs/beauty.py --workdir=runs/b",
 }
 
@@ -41,9 +43,18 @@ def dry_run(name: str, tmp: pathlib.Path) -> str:
   return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(("script", "missing"), [("local.sh", "--config=FILE"), ("tpu_vm.sh", "--name=...")])
-def test_missing_options_are_named(script, missing):
-  done = subprocess.run(["bash", ROOT / "launch" / script], capture_output=True, text=True)
+@pytest.mark.parametrize(
+  ("command", "missing"),
+  [
+    ("local.sh", "--config=FILE"),
+    ("tpu_vm.sh", "--name=..."),
+    ("tpu_vm.sh --name=n --zone=z --config=c --run=r", "either --bucket=gs://BUCKET/DIRECTORY or --nfs=IP:/SHARE"),
+    ("tpu_vm.sh --name=n --zone=z --config=c --run=r --nfs=a:/b --bucket=gs://b", "either --bucket="),
+    ("tpu_vm.sh --name=n --zone=z --config=c --run=r --bucket=s3://b", "either --bucket="),
+  ],
+)
+def test_missing_options_are_named(command, missing):
+  done = subprocess.run(["bash", *f"{ROOT}/launch/{command}".split()], capture_output=True, text=True)
   assert done.returncode == 2 and done.stderr.startswith("error: ") and missing in done.stderr
 
 
@@ -64,10 +75,8 @@ def test_jobset_is_complete():
   chips = spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
   rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
   assert chips == int(rows) * int(columns)
-  mounts, volumes = container["volumeMounts"], pod["volumes"]
-  assert {mount["name"] for mount in mounts} == {volume["name"] for volume in volumes}
   assert container["command"] == ["python", "-m", "rastp_jax.train"]
-  assert any(argument.startswith("--workdir=/share/") for argument in container["args"])
+  assert any(argument.startswith("--workdir=gs://") for argument in container["args"])
 
 
 def test_the_pods_job_follows_the_schema_of_kubernetes():

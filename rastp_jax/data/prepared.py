@@ -26,7 +26,7 @@ from rastp_jax.data.sources import raw_files
 from rastp_jax.data.sources.source import Source
 from rastp_jax.data.splits import LEAVE_ONE_OUT, MIN_ITEMS, Split
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import files
+from rastp_jax.runtime import buckets, files
 
 _DEFAULTS = config_lib.DataConfig()
 _FILE_FORMAT = "array_record"
@@ -240,7 +240,7 @@ def find_prepared(data_dir: str, dataset: str) -> Prepared | None:
 
 def _place(table: type[_ReviewTable], data_dir: str, dataset: str) -> pathlib.Path:
   """Where TFDS keeps a table."""
-  return pathlib.Path(data_dir) / table.name / dataset / str(table.VERSION)
+  return files.below(data_dir, table.name, dataset) / str(table.VERSION)
 
 
 def _facts(directory: pathlib.Path) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def prepare(data_dir: str, dataset: str, source: Source, split: Split = LEAVE_ON
   histories = _history_rows(rows.user_ids, rows.items, rows.offsets)
   catalogue = _item_rows(raw.catalogue, raw.file_rows)
   try:
-    with files.scratch_directory(pathlib.Path(data_dir) / f".preparing_{dataset}") as aside:
+    with files.scratch_directory(files.below(data_dir, f".preparing_{dataset}")) as aside:
       written = [
         _write(ReviewItems(config=dataset, data_dir=aside, rows=catalogue, num_rows=raw.num_items, facts=facts), aside),
         _write(
@@ -335,11 +335,12 @@ def prepare(data_dir: str, dataset: str, source: Source, split: Split = LEAVE_ON
         ),
       ]
       for directory in written:
-        place = pathlib.Path(data_dir) / directory.relative_to(aside)
+        place = files.below(data_dir, *directory.relative_to(aside).parts)
         if place.exists():  # a run was killed between the two moves: one table is of no use without the other
           shutil.rmtree(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         directory.rename(place)
+        buckets.upload(place)
   except (OSError, RuntimeError) as error:  # array_record raises RuntimeError where the disk is full
     raise InputError(
       f"Dataset {dataset!r} cannot be written to {data_dir} ({error}): make room, or choose another directory with "

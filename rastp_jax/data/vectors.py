@@ -100,8 +100,8 @@ def load_embeddings(
         ids, raw = raw.get("ids"), raw["embeddings"]
   except Exception as error:  # see `open_arrays`
     raise InputError(
-      f"{path} cannot be read as item embeddings ({type(error).__name__}: {files.first_line(error)}): expected a .npy array, or an .npz "
-      "with an array named embeddings; copy it again, or have embeddings made from the item text."
+      f"{path} cannot be read as item embeddings ({type(error).__name__}: {files.first_line(error)}): expected a .npy "
+      "array, or an .npz with an array named embeddings; copy it again, or have embeddings made from the item text."
     ) from error
   if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.floating):
     raise InputError(

@@ -67,7 +67,7 @@ def write(
     plots={name: base64.b64encode(png).decode() for name, png in pngs.items()},
     command=command,
   )
-  output = pathlib.Path(output)
+  output = files.check_path(output)
   for name, png in pngs.items():
     files.write_atomic(output / name, png)
   files.write_atomic(output / "index.html", html)

@@ -88,7 +88,7 @@ def read_metrics(path: str | os.PathLike, name: str) -> dict[str, Any]:
 
 def ranks_path(path: str | os.PathLike) -> pathlib.Path:
   """Where the ranks of the results at `path` are."""
-  return pathlib.Path(path).with_suffix(".npz")
+  return files.check_path(path).with_suffix(".npz")
 
 
 def training_summary(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ml_collections import config_flags  # noqa: E402
 
 from rastp_jax import config as config_lib  # noqa: E402
 from rastp_jax.errors import EXIT_MISTAKE, EXIT_RESUME, InputError  # noqa: E402
-from rastp_jax.runtime import machine, processes  # noqa: E402
+from rastp_jax.runtime import buckets, machine, processes  # noqa: E402
 
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -153,7 +153,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _fail(sentence: str, at_once: bool = False) -> NoReturn:
   """Ends the process with a sentence; `at_once`, without waiting for the other processes of its run."""
-  print("error:", " ".join(sentence.split()), file=sys.stderr, flush=True)
+  print("error:", " ".join(buckets.shown(sentence).split()), file=sys.stderr, flush=True)
   if at_once:
     os._exit(EXIT_MISTAKE)
   sys.exit(EXIT_MISTAKE)

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import buckets
 
 # As an output: standard output.
 STDOUT = "-"
@@ -32,9 +33,12 @@ def check_path(path: str | os.PathLike) -> pathlib.Path:
   """The path, if a file can have that name.
 
   Raises:
-    InputError: it has a NUL character, or one that the file system cannot encode.
+    InputError: it has a NUL character, or one that the file system cannot encode; or see `buckets.local`, whose copy
+      stands for what is in a bucket.
   """
   text = os.fspath(path)
+  if buckets.is_url(text):
+    return buckets.local(text)
   try:
     possible = b"\0" not in os.fsencode(text)
   except UnicodeEncodeError:
@@ -42,6 +46,14 @@ def check_path(path: str | os.PathLike) -> pathlib.Path:
   if not possible:
     raise InputError(f"{text!r} cannot be the name of a file: leave out its NUL or surrogate characters.")
   return pathlib.Path(path)
+
+
+def below(directory: str | os.PathLike, *parts: str) -> pathlib.Path:
+  """`check_path` of a path in a directory; of a bucket's, nothing else is copied."""
+  text = os.fspath(directory)
+  if buckets.is_url(text):
+    return buckets.local("/".join([text.rstrip("/"), *parts]))
+  return check_path(text).joinpath(*parts)
 
 
 @contextlib.contextmanager
@@ -73,6 +85,7 @@ def open_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
       os.fsync(file.fileno())
     os.chmod(temporary, 0o644)  # mkstemp's files are private
     os.replace(temporary, target)
+    buckets.upload(target)
   except BaseException:
     pathlib.Path(temporary).unlink(missing_ok=True)
     raise
@@ -125,6 +138,7 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     yield temporary
     temporary.chmod(0o755)  # mkdtemp's directories are private
     os.replace(temporary, target)
+    buckets.upload(target)
   except BaseException:
     shutil.rmtree(temporary, ignore_errors=True)
     raise
@@ -160,6 +174,7 @@ def check_writable(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] 
       target.parent.mkdir(parents=True, exist_ok=True)
       with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
         pass
+      buckets.check_writable(target)
   except OSError as error:
     raise InputError(f"{path} cannot be written ({error.strerror}): choose another place for it.") from error
 
@@ -298,6 +313,11 @@ def directory_lock(directory: str | os.PathLike, owner_file: str | None = None) 
   """
   directory = check_path(directory)
   directory.mkdir(parents=True, exist_ok=True)
+  in_bucket = buckets.remote(directory)
+  if in_bucket is not None:
+    with buckets.lock(in_bucket / (owner_file or "lock")):
+      yield
+    return
   handle = (
     os.open(directory / owner_file, os.O_RDWR | os.O_CREAT, 0o644) if owner_file else os.open(directory, os.O_RDONLY)
   )

@@ -25,7 +25,7 @@ _LEARNED = "learned"  # in a file only where it is not the codes without their l
 
 def semantic_ids_path(config: Config) -> pathlib.Path:
   """Where `prepare` writes, and everybody else finds, the semantic IDs of the configured dataset."""
-  return pathlib.Path(config.data.data_dir) / "semantic_ids" / f"{config.data.dataset}.npz"
+  return files.below(config.data.data_dir, "semantic_ids") / f"{config.data.dataset}.npz"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ def load(
   Raises:
     InputError: the file is missing, damaged, made for something else, or its codes are out of range or not unique.
   """
-  path = pathlib.Path(path)
+  path = files.check_path(path)
   if not path.exists():
     raise InputError(
       f"There are no semantic IDs at {path}: make them by `python -m rastp_jax.prepare` with the same --config, or "

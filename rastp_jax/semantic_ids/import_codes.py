@@ -50,7 +50,7 @@ def read(
     InputError: the file cannot be read, does not cover each item once, holds codes that cannot be, or equal ones that
       settings.collisions="reassign" could only move with codebooks.
   """
-  path = pathlib.Path(path)
+  path = files.check_path(path)
   if path.suffix == ".npz":
     ids = codes.load(
       path,

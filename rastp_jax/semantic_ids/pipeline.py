@@ -160,7 +160,7 @@ def check(config: Config, codes_file: str | None = None) -> None:
   s = config.semantic_ids
   embeddings.check_template(s.text_template, config.data.extra_columns)
   for path, where in ((codes_file, "--codes"), (_embeddings_file(s), "config.semantic_ids.embeddings")):
-    if path is not None and not pathlib.Path(path).is_file():
+    if path is not None and not files.check_path(path).is_file():
       raise InputError(f"There is no file {path}: {where} must name one.")
 
 
@@ -215,7 +215,7 @@ def find_inputs(
     "collisions": settings.collisions,
   }
   if codes_file is not None:
-    digest = hashlib.sha256(pathlib.Path(codes_file).read_bytes()).hexdigest()
+    digest = hashlib.sha256(files.check_path(codes_file).read_bytes()).hexdigest()
     return CodesOfFile({**known, "method": _OWN, "codes_sha256": digest}, codes_file)
   known |= _learned_with(settings)
   file = _embeddings_file(settings)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import files, processes
@@ -70,16 +71,24 @@ class Checkpoints:
   With several processes all of them make one, on a file system they share, and call the same methods.
 
   Args:
-    directory: holds the checkpoints.
+    directory: holds the checkpoints; may be in a bucket.
     unreadable: takes the ones that cannot be read.
     keep: how many of the latest; None: only to read, beside a run that may still be going on.
     origin: JSON values that every checkpoint carries: "fingerprints" of the data, by name, and the "config".
   """
 
   def __init__(
-    self, directory: pathlib.Path, unreadable: pathlib.Path, *, keep: int | None, origin: Mapping[str, Any] = {}
+    self,
+    directory: pathlib.Path | epath.Path,
+    unreadable: pathlib.Path | epath.Path,
+    *,
+    keep: int | None,
+    origin: Mapping[str, Any] = {},
   ):
-    self._directory, self._unreadable, self._origin = directory.absolute(), unreadable.absolute(), origin
+    self._directory, self._unreadable = (
+      path.absolute() if isinstance(path, pathlib.Path) else path for path in (directory, unreadable)
+    )
+    self._origin = origin
     self._last: int | None = None
     self._keep = _LatestAndBest(keep or 0)
     writing = {} if keep is None else {"preservation_policy": self._keep, "cleanup_tmp_directories": True}
@@ -195,7 +204,8 @@ class Checkpoints:
       InputError: this checkpoint or the one before, which was still being written, does not fit on the disk.
     """
     self.wait()
-    if not self._directory.is_dir():  # Orbax would make it again, without the files beside it
+    # Orbax would make it again, without the files beside it. In a bucket it is there once something is in it.
+    if isinstance(self._directory, pathlib.Path) and not self._directory.is_dir():
       raise InputError(
         f"{self._directory} is gone (it was removed or moved during training): put it back and run the same command "
         "again, or train in another --workdir."
@@ -216,6 +226,8 @@ class Checkpoints:
     except Exception as error:
       if jax.process_count() > 1:
         raise  # another process may be gone: see processes.abort_if_peer_lost
+      if not isinstance(self._directory, pathlib.Path):
+        raise  # a bucket has room, and may answer at the next start
       full = os.strerror(errno.ENOSPC)
       reason = full if full in str(error) else files.first_line(error)
       with contextlib.suppress(OSError):  # it may be gone

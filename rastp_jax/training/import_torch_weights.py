@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -32,7 +31,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
   Raises:
     InputError: it is neither, cannot be read, or holds anything but finite numbers.
   """
-  path = pathlib.Path(path)
+  path = files.check_path(path)
   if not path.is_file():
     raise InputError(f"There are no weights at {path}: give a .safetensors or .npz file.")
   if path.suffix not in (".safetensors", ".npz"):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rastp_jax.runtime import files
+from rastp_jax.runtime import buckets, files
 from rastp_jax.training.plan import CRITERION, SavedProgress, TrainPlan
 from rastp_jax.training.tensorboard import EventWriter
 
@@ -84,6 +84,7 @@ class Progress:
       _drop_lines_after(log, saved.step)
       self._lines = log.open("a", buffering=1)
       self._events = EventWriter(tensorboard, saved.step)
+      self._directory = log.parent
 
   def poll(self) -> None:
     """Reports the last closed interval if the device is through with it."""
@@ -117,6 +118,7 @@ class Progress:
     if self._writes:
       self._write_json(line)
       self._write_tensorboard(line, kept)
+      buckets.upload_soon(self._directory)
     self._print(line)
 
   def _line_of(
@@ -157,12 +159,19 @@ class Progress:
         "skipped."
       )
 
+  def save(self) -> None:
+    """Reports the last closed interval, and makes sure that no line can be lost."""
+    self.flush()
+    if self._writes:
+      buckets.upload(self._directory)
+
   def close(self) -> None:
     """Closes the files; `flush` before it reports what is left."""
     self._reader.shutdown()
     if self._writes:
       self._lines.close()
       self._events.close()
+      buckets.upload(self._directory)
 
   def _read(self, scalars: Any) -> tuple[Any, float]:
     """The scalars as floats, and the time at which the device had them."""

@@ -105,7 +105,7 @@ def train(
     def save() -> None:
       """Saves the state after `step`, and what is due."""
       with _paused(clock, state):
-        progress.flush()  # a line older than the checkpoint would never be written after a crash
+        progress.save()  # a line older than the checkpoint would never be written after a crash
         reached = SavedProgress(step, due, progress.samples, clock.seconds, progress.logged_seconds, best)
         checkpoints.save(step, to_saved(state), reached)
 

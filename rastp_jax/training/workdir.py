@@ -28,7 +28,7 @@ import numpy as np
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, May
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import files, processes
+from rastp_jax.runtime import buckets, files, processes
 from rastp_jax.training.checkpoint import Checkpoints
 
 
@@ -52,12 +52,13 @@ class Workdir:
 
   def __init__(self, path: str | os.PathLike):
     self.path = files.check_path(path)
+    place = buckets.remote(self.path) or self.path  # where Orbax writes
     self.config = self.path / "config.json"
     self.log = self.path / "metrics.jsonl"
     self.tensorboard = self.path / "tensorboard"
     self.profile = self.path / "profile"
-    self.checkpoints = self.path / "checkpoints"
-    self.unreadable_checkpoints = self.path / "unreadable_checkpoints"
+    self.checkpoints = place / "checkpoints"
+    self.unreadable_checkpoints = place / "unreadable_checkpoints"
     self.lock = self.path / "lock"
     self.summary = self.path / "summary.json"
     self.imported = self.path / "imported.json"
@@ -68,7 +69,7 @@ class Workdir:
     return self.config, self.summary, self.log, self.lock, self.imported
 
   def __str__(self) -> str:
-    return str(self.path)
+    return buckets.shown(self.path)
 
   def evaluation(self, split: str) -> pathlib.Path:
     """The metrics of an evaluation on "test" or "validation"."""
@@ -197,6 +198,8 @@ class Workdir:
 
   def check_room(self, target: Any) -> None:
     """Raises InputError unless a checkpoint with arrays of these shapes fits on the disk."""
+    if buckets.remote(self.path) is not None:
+      return
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
     free = shutil.disk_usage(self.path).free
     if free < needed:
@@ -221,9 +224,9 @@ class Workdir:
       config: as the user gave it.
       recorded: with the bucket lengths in use, so that lengths that were left open equal those that were chosen.
     """
-    if not self.checkpoints.exists() and any(
-      path.exists() and path.stat().st_size for path in (self.log, self.summary)
-    ):
+    logs = any(path.exists() and path.stat().st_size for path in (self.log, self.summary))
+    # In a bucket, a directory is there once something is in it.
+    if logs and buckets.remote(self.path) is None and not self.checkpoints.exists():
       raise InputError(
         f"{self} holds the logs of a run whose {self.checkpoints.name} are missing: put them back, or train in another "
         "--workdir."

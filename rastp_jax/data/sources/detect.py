@@ -17,6 +17,7 @@ from rastp_jax.data.sources.source import Form, Source
 from rastp_jax.data.sources.tables import SUFFIXES
 from rastp_jax.data.splits import Split
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import files
 
 DOWNLOADS = "downloads"  # under config.data.data_dir
 
@@ -49,8 +50,7 @@ def prepare_dataset(
   """
   found = prepared.find_prepared(config.data_dir, config.dataset)
   known = datasets.named(config.dataset)
-  downloads = pathlib.Path(config.data_dir) / DOWNLOADS
-  downloaded = known.category is not None and amazon2014.is_downloaded(downloads, known.category)
+  downloaded = known.category is not None and amazon2014.is_downloaded(_downloads(config), known.category)
   split = Split.of(config)
   if found is not None and not raw_dir and known.source is None and not (needs_source and downloaded):
     wanted = interactions.settings_of_rows(config) if "user_column" in found.settings else {}
@@ -75,9 +75,9 @@ def open_source(config: DataConfig, raw_dir: str | None) -> Source:
     return known.source()
   if not raw_dir:
     if known.category is not None:
-      return amazon2014.download(pathlib.Path(config.data_dir) / DOWNLOADS, known.category)
+      return amazon2014.download(_downloads(config), known.category)
     raise InputError(f"Dataset {name!r} needs raw files: name their directory with --raw_dir=DIR{datasets.hint(name)}")
-  root = pathlib.Path(raw_dir)
+  root = files.check_path(raw_dir)
   if not root.is_dir():
     raise InputError(f"There is no directory {raw_dir}: give --raw_dir a directory with {_wanted(known.category)}.")
   found = _found(root, known.category)
@@ -87,19 +87,22 @@ def open_source(config: DataConfig, raw_dir: str | None) -> Source:
     found = _found(root, known.category)
   if not found:
     raise InputError(
-      f"{raw_dir} holds nothing to prepare {name!r} from: looked for {_wanted(known.category)}"
-      f"{_unknown_format(pathlib.Path(raw_dir))}."
+      f"{raw_dir} holds nothing to prepare {name!r} from: looked for {_wanted(known.category)}{_unknown_format(root)}."
     )
   if len(found) > 1:
-    several = " and ".join(files[0].name for _, files in found)
+    several = " and ".join(paths[0].name for _, paths in found)
     raise InputError(f"{raw_dir} holds {several}: expected the files of one form; move the others away.")
-  ((form, files),) = found
-  return form.open(root, files, config)
+  ((form, paths),) = found
+  return form.open(root, paths, config)
+
+
+def _downloads(config: DataConfig) -> pathlib.Path:
+  return files.below(config.data_dir, DOWNLOADS)
 
 
 def _found(root: pathlib.Path, category: str | None) -> list[tuple[Form, list[pathlib.Path]]]:
   found = ((form, form.find(root, category)) for form in FORMS)
-  return [(form, files) for form, files in found if files]
+  return [(form, paths) for form, paths in found if paths]
 
 
 def _wanted(category: str | None) -> str:
@@ -110,9 +113,9 @@ def _wanted(category: str | None) -> str:
 def _unknown_format(root: pathlib.Path) -> str:
   """Names a file that looks like one of these, but has another ending."""
   known, tables = ("interactions", "sequences.", "reviews_", "ratings"), tuple(SUFFIXES)
-  files = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-  near = [name for name in files if name.startswith(known)]
-  others = [name for name in files if name.removesuffix(".gz").endswith(tables)]
+  names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+  near = [name for name in names if name.startswith(known)]
+  others = [name for name in names if name.removesuffix(".gz").endswith(tables)]
   if near or not others:
     return f"; {near[0]} has another name or form" if near else ""
   return f"; if {others[0]} holds them, call it interactions{''.join(pathlib.Path(others[0]).suffixes)}"

@@ -203,8 +203,8 @@ class InteractionFiles:
           items[row_of[item_id]] = self._item(item_id, row)
         except TypeError as error:
           raise InputError(
-            f"{place} cannot be read as an item ({str(error)[:200]}): expected text as title and brand, and text, a list "
-            "of names or a list of such lists as categories."
+            f"{place} cannot be read as an item ({str(error)[:200]}): expected text as title and brand, and text, a "
+            "list of names or a list of such lists as categories."
           ) from None
         file_rows[row_of[item_id]] = number - 1
     without = items.count(None)

@@ -169,7 +169,7 @@ def json_value(line: str) -> Any:
 
 
 def check_texts(value: Any, line: str) -> None:
-  """Raises ValueError where a value that was read of a line has text that no file can hold: half of a surrogate pair."""
+  """Raises ValueError where a value that was read of a line has text that no file can hold: half a surrogate pair."""
   if _SURROGATE.search(line):
     json.dumps(value, ensure_ascii=False, default=str).encode()
 

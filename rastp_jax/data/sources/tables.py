@@ -164,8 +164,8 @@ class Table:
       if self._time_format:
         expected = f"a time of the form {self._time_format!r} (config.data.time_format) in {name!r}"
       raise InputError(
-        f"{part.path} line {line + wrong.place} cannot be read (invalid value {reprlib.repr(wrong.value)}): expected {expected}; "
-        "correct the line or write the file again."
+        f"{part.path} line {line + wrong.place} cannot be read (invalid value {reprlib.repr(wrong.value)}): expected "
+        f"{expected}; correct the line or write the file again."
       ) from None
     except pa.ArrowException as error:
       raise InputError(f"{part.path} has a {name} that cannot be read ({error}): expected {times.EXPECTED}.") from None
@@ -194,8 +194,8 @@ def _text(part, column: pa.Array, name: str) -> pa.Array:
   except pa.ArrowException as error:
     what = " ".join(str(error).split())
     raise InputError(
-      f"{part.path} has values in its column {name!r} that are not text ({what[:200]}): expected text in UTF-8 or whole "
-      "numbers; write the file again."
+      f"{part.path} has values in its column {name!r} that are not text ({what[:200]}): expected text in UTF-8 or "
+      "whole numbers; write the file again."
     ) from None
 
 
