@@ -4,12 +4,14 @@
 # The JAX build follows the machine (cuda13, cuda12 or cpu); JAX_BUILD=... chooses another one.
 set -euo pipefail
 
+absolute() { if [[ $1 == *://* ]]; then echo "$1"; else realpath -m "$1"; fi; } # gs:// stays
+
 config="" workdir="" raw_dir="" dry="" training=()
 for argument in "$@"; do
   case $argument in
     --config=*) config="${argument#*=}" ;;
     --workdir=*) workdir="${argument#*=}" ;;
-    --raw_dir=*) raw_dir="$(realpath -m "${argument#*=}")" ;;
+    --raw_dir=*) raw_dir="$(absolute "${argument#*=}")" ;;
     --dry_run) dry=1 ;;
     --help | -h) sed -n '2,4s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     *) training+=("$argument") ;;

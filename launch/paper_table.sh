@@ -7,11 +7,13 @@
 # Further options: --output=DIR, --runs_dir=DIR, --data_dir=DIR, --length="20 epochs" (python -m rastp_jax.paper_table --help)
 set -euo pipefail
 
+absolute() { if [[ $1 == *://* ]]; then echo "$1"; else realpath -m "$1"; fi; } # gs:// stays
+
 arguments=() module=(rastp_jax.paper_table)
 for argument in "$@"; do
   case $argument in
     --raw_dir=* | --output=* | --runs_dir=* | --data_dir=*)
-      arguments+=("${argument%%=*}=$(realpath -m "${argument#*=}")") ;;
+      arguments+=("${argument%%=*}=$(absolute "${argument#*=}")") ;;
     --cpu) module=(rastp_jax.experiment quality) ;;
     --help | -h) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     *) arguments+=("$argument") ;;

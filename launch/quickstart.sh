@@ -7,12 +7,14 @@
 #   --config.train.length="2 epochs"
 set -euo pipefail
 
+absolute() { if [[ $1 == *://* ]]; then echo "$1"; else realpath -m "$1"; fi; } # gs:// stays
+
 dataset=synthetic raw_dir="" workdir="" training=()
 for argument in "$@"; do
   case $argument in
     --dataset=*) dataset="${argument#*=}" ;;
-    --raw_dir=*) raw_dir="$(realpath -m "${argument#*=}")" ;;
-    --workdir=*) workdir="$(realpath -m "${argument#*=}")" ;;
+    --raw_dir=*) raw_dir="$(absolute "${argument#*=}")" ;;
+    --workdir=*) workdir="$(absolute "${argument#*=}")" ;;
     --help | -h) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     *) training+=("$argument") ;;
   esac

@@ -252,7 +252,7 @@ class Checkpoints:
         stacklevel=3,
       )
       aside.mkdir(exist_ok=True)
-      taken = {path.name for path in aside.iterdir()}
+      taken = {path.name for path in aside.iterdir()} if aside.exists() else set()  # in a bucket it is not there yet
       names = (f"{step}" if not number else f"{step}_{number}" for number in range(len(taken) + 1))
       (self._directory / str(step)).rename(aside / next(name for name in names if name not in taken))
     processes.allgather_text("")  # nobody looks before the directory is gone
