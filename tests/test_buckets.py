@@ -165,7 +165,7 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(server, 
   assert str(Workdir(workdir)) == workdir and not list(tmp_path.iterdir())
 
 
-def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(server, reference):
+def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(server):
   workdir = "gs://bucket/run"
   training.run(workdir, train__keep_checkpoints=2)
   another_machine()
@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(server, reference):
   with pytest.warns(UserWarning, match="checkpoint of step 12 cannot be read .* in gs://bucket/run/unreadable"):
     training.run(workdir, train__keep_checkpoints=2)
   assert any(name.startswith("run/unreadable_checkpoints/12/") for name in server.names())
-  training.assert_equal(training.saved_params(workdir).params, training.saved_params(reference).params)
+  assert training.newest(workdir) == 12 and list(training.logged(workdir)) == [3, 6, 9, 12]
 
 
 def test_data_are_prepared_in_a_bucket_and_found_elsewhere(server, tmp_path, monkeypatch):

@@ -121,6 +121,14 @@ def check_writable(path: pathlib.Path) -> None:
       _files().rm_file(probe)
 
 
+def move(path: pathlib.Path | epath.Path, target: pathlib.Path | epath.Path) -> None:
+  """Gives a directory another name, in a file system or in a bucket."""
+  if isinstance(path, pathlib.Path):
+    path.rename(target)
+  else:  # etils wants the target's parent to exist, which in a bucket it does not before something is in it
+    _files().mv(str(path), str(target), recursive=True)
+
+
 @contextlib.contextmanager
 def lock(place: epath.Path) -> Iterator[None]:
   """Holds an object in a bucket that keeps out others who ask for it, until the context or this process ends.
@@ -254,16 +262,19 @@ _uploaded_at: dict[pathlib.Path, float] = {}
 
 @functools.cache
 def _files() -> Any:
-  """The file system behind gs://."""
+  """The file system behind gs://, which is also that of etils' paths, and so Orbax's."""
   try:
-    import gcsfs  # pyright: ignore[reportMissingImports] (the extra `gcs`)
+    import fsspec
+    import gcsfs  # noqa: F401  # pyright: ignore[reportMissingImports] (the extra `gcs`)
   except ImportError as error:
     raise InputError(
       "Paths that begin with gs:// need the package gcsfs: install it by `pip install 'rastp_jax[gcs]'` (in a clone: "
       "`.venv/bin/pip install gcsfs`), or give a local path."
     ) from error
-  # Listings that are remembered would be those of before.
-  return gcsfs.GCSFileSystem(use_listings_cache=False)
+  system = fsspec.filesystem("gs", finalize_on_close=True)  # as etils asks for it
+  # Listings that are remembered would be of before: TensorStore and other processes write there, too.
+  system.dircache.use_listings_cache = False
+  return system
 
 
 @functools.cache

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import files, processes
+from rastp_jax.runtime import buckets, files, processes
 from rastp_jax.training import checksums
 from rastp_jax.training.plan import SavedProgress
 
@@ -254,7 +254,7 @@ class Checkpoints:
       aside.mkdir(exist_ok=True)
       taken = {path.name for path in aside.iterdir()} if aside.exists() else set()  # in a bucket it is not there yet
       names = (f"{step}" if not number else f"{step}_{number}" for number in range(len(taken) + 1))
-      (self._directory / str(step)).rename(aside / next(name for name in names if name not in taken))
+      buckets.move(self._directory / str(step), aside / next(name for name in names if name not in taken))
     processes.allgather_text("")  # nobody looks before the directory is gone
     self._manager.reload()
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _OBJECT = re.compile(
-  r"(?:/download|/upload)?/storage/v1/b/([^/]+)/o(?:/([^/]+))?(?:/(rewriteTo|copyTo)/b/([^/]+)/o/([^/]+))?"
+  r"(?:/download|/upload)?/storage/v1/b/([^/]+)/o(?:/([^/]+))?(?:/(rewriteTo/b/[^/]+|moveTo)/o/([^/]+))?"
 )
 
 
@@ -125,14 +125,16 @@ class _Handler(BaseHTTPRequestHandler):
       known = re.fullmatch(r"/storage/v1/b/([^/]+)", url.path)
       self._answer(*((200, {"name": known[1]}) if known and known[1] == "bucket" else (404, {"error": {"code": 404}})))
       return
-    bucket, quoted, copy, to_bucket, to_quoted = match.groups()
+    bucket, quoted, copy, to_quoted = match.groups()
     name = urllib.parse.unquote(quoted) if quoted else query.get("name", "")
     if bucket != "bucket":
       self._answer(404, {"error": {"code": 404, "message": f"The bucket {bucket} does not exist."}})
     elif "/upload/" in url.path:
       self._upload(bucket, name, query, body)
     elif copy:
-      self._copy(bucket, name, to_bucket, urllib.parse.unquote(to_quoted))
+      self._copy(bucket, name, urllib.parse.unquote(to_quoted))
+      if copy == "moveTo":
+        self.bucket.delete(bucket, name, {})
     elif self.command == "DELETE":
       self._answer(self.bucket.delete(bucket, name, query))
     elif not quoted:
@@ -162,15 +164,13 @@ class _Handler(BaseHTTPRequestHandler):
     else:
       self._answer(200, data, **headers)
 
-  def _copy(self, bucket: str, name: str, to_bucket: str, to_name: str) -> None:
+  def _copy(self, bucket: str, name: str, to_name: str) -> None:
     if (bucket, name) not in self.bucket.objects:
       self._answer(404, {"error": {"code": 404}})
       return
-    found = self.bucket.write(to_bucket, to_name, self.bucket.objects[bucket, name][1], {})
+    found = self.bucket.write(bucket, to_name, self.bucket.objects[bucket, name][1], {})
     assert found is not None
-    self._answer(
-      200, {"done": True, "resource": found, "totalBytesRewritten": found["size"], "objectSize": found["size"]}
-    )
+    self._answer(200, {**found, "done": True, "resource": found})
 
   def _upload(self, bucket: str, name: str, query: dict[str, str], body: bytes) -> None:
     kind = query.get("uploadType")
@@ -209,6 +209,7 @@ def serve() -> Iterator[Bucket]:
   """Runs the server, with a bucket named "bucket", until the context ends."""
   handler = type("Handler", (_Handler,), {})
   server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+  server.handle_error = lambda *_: None  # connections that their owner has given up
   handler.bucket = Bucket(f"http://127.0.0.1:{server.server_port}")
   threading.Thread(target=server.serve_forever, daemon=True).start()
   try:
