@@ -16,12 +16,13 @@ def get_config(variants: str = ""):
   return apply(variants, config_lib.default_config_dict())
 
 
-def apply(variants: str, config):
-  """Changes a config as these variants say, one after the other; returns it."""
+def apply(variants: str, config, more=None):
+  """Changes a config as these variants say, one after the other; returns it. `more`: variants of one dataset alone."""
+  known = {**VARIANTS, **(more or {})}
   for name in filter(None, variants.split(",")):
-    if name not in VARIANTS:
-      raise ValueError(f"there is no variant {name!r}, expected some of {', '.join(VARIANTS)}")
-    VARIANTS[name](config)
+    if name not in known:
+      raise ValueError(f"there is no variant {name!r}, expected some of {', '.join(known)}")
+    known[name](config)
   return config
 
 
@@ -42,7 +43,7 @@ def cpu(config):
   config.model.dropout = config.model.mlp_dropout = 0.1
   config.train.batch_size = 96
   config.train.length = "16 epochs"
-  config.train.log_every = "500 steps"
+  config.train.log_every = "100 steps"
   config.train.eval_every = config.train.checkpoint_every = "2 epochs"
 
 

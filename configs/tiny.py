@@ -4,8 +4,8 @@
     python -m rastp_jax.train    --config=configs/tiny.py --workdir=runs/tiny    22 s of training on 2 cores
     python -m rastp_jax.evaluate --workdir=runs/tiny
 
-Seen: test recall@10 0.317 with RASTP, 0.376 with `:dense`, 0.414 with `:items`; popularity reaches about 0.06, the best
-possible predictor 0.87.
+Seen: test recall@10 0.317 with RASTP, 0.376 with `:dense`, 0.414 with `:items` (docs/results.md; popularity, counts and
+the best possible predictor stand there too). `:long` has histories of 50 to 200 items, in which old ones matter.
 """
 
 from rastp_jax.configs import base
@@ -23,6 +23,12 @@ def get_config(variants: str = ""):
   config.model.d_ff = 128
   config.model.dropout = config.model.mlp_dropout = 0.1
   config.train.length = "6 epochs"
-  config.train.log_every = "1 epochs"
   config.train.learning_rate = 2e-3
-  return base.apply(variants, config)
+  return base.apply(variants, config, {"long": long})
+
+
+def long(config):
+  """Histories of 50 to 200 items, 100 on average, in which old ones matter."""
+  config.data.dataset = "synthetic_long"
+  config.data.max_items = 200
+  config.data.num_buckets = 4

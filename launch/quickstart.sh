@@ -27,17 +27,20 @@ workdir="${workdir:-runs/$dataset}"
 source launch/setup.sh
 
 step() { printf '\n== %s\n' "$1"; shift; printf '   %s\n' "$*"; "$@"; }
-py=.venv/bin/python
-step "Preparing the data and its semantic IDs" \
+py=.venv/bin/python cache=--compilation_cache="$workdir/compiled"
+step "1 of 7: preparing the data and its semantic IDs" \
   $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"}
-step "Training without a reduction" \
-  $py -m rastp_jax.train --config="$config${variant}dense" --workdir="$workdir/dense" "${training[@]}"
-step "Training with RASTP" \
-  $py -m rastp_jax.train --config="$config" --workdir="$workdir/rastp" "${training[@]}"
-step "Training with one token per item" \
-  $py -m rastp_jax.train --config="$config${variant}items" --workdir="$workdir/items" "${training[@]}"
+step "2 of 7: what recommenders reach that are not trained" \
+  $py -m rastp_jax.experiment baselines --config="$config" --epochs=0 --shuffles=0 \
+  --output="$workdir/baselines.json" --runs_dir="$workdir/baselines"
+step "3 of 7: training without a reduction" \
+  $py -m rastp_jax.train --config="$config${variant}dense" --workdir="$workdir/dense" "$cache" "${training[@]}"
+step "4 of 7: training with RASTP" \
+  $py -m rastp_jax.train --config="$config" --workdir="$workdir/rastp" "$cache" "${training[@]}"
+step "5 of 7: training with one token per item" \
+  $py -m rastp_jax.train --config="$config${variant}items" --workdir="$workdir/items" "$cache" "${training[@]}"
 runs=(--workdir="$workdir/dense" --workdir="$workdir/rastp" --workdir="$workdir/items")
-step "Evaluating all three" \
-  $py -m rastp_jax.evaluate "${runs[@]}"
-step "Drawing the report: which tokens survive, learning curves, cost" \
-  $py -m rastp_jax.report "${runs[@]}" --output="$workdir/report"
+step "6 of 7: evaluating all three" \
+  $py -m rastp_jax.evaluate "${runs[@]}" "$cache"
+step "7 of 7: making the report" \
+  $py -m rastp_jax.report "${runs[@]}" --baselines="$workdir/baselines.json" --output="$workdir/report" "$cache"

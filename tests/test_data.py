@@ -20,7 +20,7 @@ from rastp_jax.config import DataConfig
 from rastp_jax.data import datasets, histories
 from rastp_jax.data import prepared as prepared_lib
 from rastp_jax.data.items import Item
-from rastp_jax.data.sources import detect, synthetic
+from rastp_jax.data.sources import detect, synthetic, synthetic_long
 from rastp_jax.data.sources.sequences import SequencesDirectory
 from rastp_jax.data.sources.source import RawData
 from rastp_jax.errors import InputError
@@ -316,7 +316,7 @@ def test_synthetic_rewards_history_and_nothing_else(tmp_path):
   users = [rows for _, rows in source.users()]
   assert {len(rows) for rows in users} <= set(range(5, 30)) and max(map(max, users)) < synthetic.NUM_ITEMS
   assert synthetic_recall.popularity_recall(users) < 0.1
-  assert synthetic_recall.oracle_recall(source, users) > 0.8
+  assert synthetic_recall.best_recall(source, users) > 0.8
 
   # Knowing only the last item: the best 10 successors, counted on the very targets they are judged by (which flatters
   # them: what can be learned is half of the oracle's).
@@ -333,3 +333,30 @@ def test_synthetic_rewards_history_and_nothing_else(tmp_path):
   prepared = prepared_lib.prepare(str(tmp_path), "synthetic", source)
   loaded = histories.load(str(tmp_path), "synthetic")
   assert np.concatenate(users).tolist() == loaded.items.tolist() and prepared.num_users == loaded.num_users == 2000
+
+
+@pytest.mark.parametrize("make", [synthetic.SyntheticSource, synthetic_long.SyntheticLongSource])
+def test_probabilities_are_those_of_the_rules(make):
+  """A target of probability p occurs with frequency p."""
+  source = make(num_users=300)
+  predicted, found = [], []
+  for _, rows in source.users():
+    probabilities = source.probabilities(rows[:-1])
+    assert probabilities.sum() == pytest.approx(1)
+    predicted.append(probabilities)
+    found.append(np.arange(source.num_items) == rows[-1])
+  predicted, found = np.concatenate(predicted), np.concatenate(found)
+  for low, high in ((0.05, 1.0), (0.01, 0.05), (0.0, 0.01)):
+    inside = (predicted >= low) & (predicted < high)
+    if inside.any():
+      error = 4 * np.sqrt(predicted[inside].mean() / inside.sum())
+      assert found[inside].mean() == pytest.approx(predicted[inside].mean(), abs=error)
+
+
+def test_old_items_matter_in_long_histories():
+  source = synthetic_long.SyntheticLongSource(num_users=600)
+  users = [rows for _, rows in source.users()]
+  lengths = [len(rows) for rows in users]
+  assert min(lengths) == 50 and max(lengths) == 200 and np.mean(lengths) == pytest.approx(100, abs=4)
+  recall = [synthetic_recall.best_recall(source, users, last) for last in (None, 50, 25, 1)]
+  assert recall[0] > 0.55 and recall[1] < recall[0] - 0.02 and recall[2] < 0.85 * recall[0] and recall[3] < 0.25

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from rastp_jax.data.sources.source import Source
 from rastp_jax.data.sources.synthetic import SyntheticSource
+from rastp_jax.data.sources.synthetic_long import SyntheticLongSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,9 @@ DATASETS: dict[str, NamedDataset] = {
   "toys": NamedDataset(_AMAZON.format("Toys and Games"), 19412, 11924, 167597, category="Toys_and_Games"),
   "synthetic": NamedDataset(
     "Generated walks with planted structure (data/sources/synthetic.py).", source=SyntheticSource
+  ),
+  "synthetic_long": NamedDataset(
+    "Generated histories of 50 to 200 items in which old ones matter.", source=SyntheticLongSource
   ),
 }
 _OWN = NamedDataset("Of the user's own.")

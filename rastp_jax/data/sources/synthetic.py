@@ -6,7 +6,8 @@
 - its *group* follows from the group of the item `LAG` positions back.
 
 The rules leave 5 items, so the best possible recall@10 is about `FOLLOW`. A model that sees only the last item must
-guess among 4 groups, 20 items, and reaches half of that; popularity says nothing.
+guess among 4 groups, 20 items, and reaches half of that; popularity says nothing. Items older than `LAG` are of no use,
+so that a reduction that keeps recent ones loses nothing here; in `synthetic_long.py` old items matter.
 """
 
 import hashlib
@@ -37,10 +38,12 @@ class SyntheticSource:
   Attributes:
     where: what messages call this source.
     settings: none.
+    num_items: of the catalogue.
   """
 
   where = "the synthetic generator"
   settings: Mapping[str, Any] = {}
+  num_items = NUM_ITEMS
 
   def __init__(self, seed: int = 0, num_users: int = 2000):
     self._seed = seed
@@ -101,6 +104,12 @@ class SyntheticSource:
     _, group, _ = _place(history[max(-LAG, -len(history))])
     first = (self._next_cluster[cluster] * len(GROUPS) + self._next_group[group]) * ITEMS_PER_GROUP
     return np.arange(first, first + ITEMS_PER_GROUP)
+
+  def probabilities(self, history: Sequence[int]) -> np.ndarray:
+    """Of each item to follow a history that is not empty, for those who know the rules: float64 (num_items,)."""
+    found = np.full(NUM_ITEMS, (1 - FOLLOW) / NUM_ITEMS)
+    found[self.likely_next(history)] += FOLLOW / ITEMS_PER_GROUP
+    return found
 
 
 def _place(row):
