@@ -12,16 +12,9 @@ from typing import Any
 from absl import flags
 
 from rastp_jax import config as config_lib
-from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.config import Config
 from rastp_jax.errors import InputError
-from rastp_jax.experiments import results
-from rastp_jax.experiments.speed.decoding_speed import DecodingSpeed, cost_of_transitions
-from rastp_jax.experiments.speed.ratios import describe, make_ratios
-from rastp_jax.experiments.speed.training_speed import TrainingSpeed, fastest_batch_size
-from rastp_jax.experiments.speed.variants import make_variants
-from rastp_jax.runtime import cli, files, sharding
-from rastp_jax.training import runs
+from rastp_jax.runtime import cli, files
 
 _CONFIG = cli.define_config_flag()
 flags.adopt_module_key_flags(cli)  # so that --help shows them
@@ -46,6 +39,14 @@ _CATALOGUES = flags.DEFINE_list(
 
 def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: list[int]) -> dict[str, Any]:
   """Measures training; with catalogues also the input pipeline and decoding."""
+  from rastp_jax.batches.buckets import bucket_lengths
+  from rastp_jax.experiments.speed.decoding_speed import DecodingSpeed, cost_of_transitions
+  from rastp_jax.experiments.speed.ratios import make_ratios
+  from rastp_jax.experiments.speed.training_speed import TrainingSpeed, fastest_batch_size
+  from rastp_jax.experiments.speed.variants import make_variants
+  from rastp_jax.runtime import sharding
+  from rastp_jax.training import runs
+
   histories, semantic_ids = runs.load_data(config)
   mesh = sharding.make_mesh(config.mesh)
   variants = make_variants(config, bucket_lengths(config.data, histories))
@@ -69,6 +70,9 @@ def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: 
 
 
 def main():
+  from rastp_jax.experiments import results
+  from rastp_jax.experiments.speed.ratios import describe
+
   try:
     batch_sizes, catalogues = ([int(value) for value in flag.value] for flag in (_BATCH_SIZES, _CATALOGUES))
   except ValueError as error:

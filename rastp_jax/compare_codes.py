@@ -6,9 +6,7 @@ python -m rastp_jax.compare_codes --config=configs/beauty.py --config.semantic_i
 
 from absl import flags
 
-from rastp_jax.data import prepared
 from rastp_jax.runtime import cli, files
-from rastp_jax.semantic_ids import code_sets
 
 _CONFIG = cli.define_config_flag()
 flags.adopt_module_key_flags(cli)  # so that --help shows it
@@ -23,6 +21,9 @@ def main() -> None:
   config = cli.load_config(_CONFIG.value)
   if _OUTPUT.value:
     files.check_writable(_OUTPUT.value, inputs=_CODES.value)
+  from rastp_jax.data import prepared
+  from rastp_jax.semantic_ids import code_sets
+
   dataset = prepared.open_prepared(config.data.data_dir, config.data.dataset)
   rows = code_sets.compare(config, dataset, _LEARN.value, _CODES.value)
   print(code_sets.table(rows))

@@ -19,27 +19,13 @@ Decoding may differ from the run's own settings: a pruned model may be decoded d
 import jax
 from absl import flags
 
-from rastp_jax import config as config_lib
 from rastp_jax.errors import InputError
-from rastp_jax.evaluation import results, tables
-from rastp_jax.evaluation.breakdown import breakdowns
-from rastp_jax.evaluation.comparison import by_dataset
-from rastp_jax.evaluation.evaluator import Evaluator
-from rastp_jax.evaluation.results import Result
-from rastp_jax.evaluation.user_ranks import UserRanks
-from rastp_jax.runtime import buckets, cli, files
-from rastp_jax.training import runs
-from rastp_jax.training.workdir import Workdir
+from rastp_jax.runtime import cli, files, terminal
 
 flags.adopt_module_key_flags(cli)  # so that --help shows them
 _WORKDIR = flags.DEFINE_multi_string("workdir", [], "Directory of a training run; may be given several times.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Which of each user's held-out items to predict.")
-_OVERRIDE = flags.DEFINE_multi_string(
-  "override",
-  [],
-  f"SECTION.FIELD=VALUE that differs from the run's own settings, within {runs.overridable()}; reduction.method=none "
-  "decodes a pruned model densely. May be given several times.",
-)
+_OVERRIDE = cli.define_override_flag("like reduction.method=none, which decodes a pruned model densely")
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSON file for the metrics of a single --workdir. Default: eval_SPLIT.json in the workdir."
 )
@@ -56,6 +42,13 @@ def main():
     raise InputError("--output takes the metrics of one run: leave it out, or give a single --workdir.")
   if _OUTPUT.value and not _OUTPUT.value.endswith(".json"):
     raise InputError(f"--output={_OUTPUT.value} is not a JSON file: give a name that ends in .json.")
+  terminal.say("Loading the program and the data …")
+  from rastp_jax.evaluation import results, tables
+  from rastp_jax.evaluation.comparison import by_dataset
+  from rastp_jax.evaluation.evaluate_run import evaluate_run
+  from rastp_jax.experiments.results import origin
+  from rastp_jax.training.workdir import Workdir
+
   trained = [file for workdir in _WORKDIR.value for file in Workdir(workdir).files_of_training]
   outputs = [_OUTPUT.value] if _OUTPUT.value else [Workdir(one).evaluation(_SPLIT.value) for one in _WORKDIR.value]
   outputs += [results.ranks_path(path) for path in outputs]
@@ -64,37 +57,15 @@ def main():
       files.check_writable(path, inputs=trained)
   if _MARKDOWN.value:
     files.check_writable(_MARKDOWN.value, inputs=[*trained, *outputs])
-  evaluated = [evaluate_workdir(workdir, _SPLIT.value, _OVERRIDE.value, _OUTPUT.value) for workdir in _WORKDIR.value]
+  where = origin()
+  evaluated = [
+    evaluate_run(workdir, _SPLIT.value, _OVERRIDE.value, _OUTPUT.value, origin=where) for workdir in _WORKDIR.value
+  ]
   if jax.process_index() == 0:
     datasets = by_dataset(evaluated)
     print("\n" + tables.text(datasets))
     if _MARKDOWN.value:
       files.write_atomic(_MARKDOWN.value, tables.text(datasets, markdown_tables=True) + "\n")
-
-
-def evaluate_workdir(workdir: str, split: str, overrides: list[str], output: str | None) -> Result:
-  """Evaluates a run and writes its metrics, with the settings and the command that produced them."""
-  saved = runs.load_model(workdir, overrides)
-  ranks = UserRanks(saved.histories.num_users, saved.histories.num_items)
-  evaluator = Evaluator(saved.config, saved.histories, saved.semantic_ids, saved.mesh)
-  top_k = saved.config.eval.top_k
-  values = {
-    **evaluator.evaluate(saved.model, split, ranks=ranks),
-    **ranks.coverage(top_k),
-    "breakdowns": breakdowns(saved.histories, split, ranks.ranks, top_k),
-    **results.training_summary(workdir),
-    "step": saved.step,
-    "split": split,
-    "workdir": workdir,
-    "dataset_fingerprint": saved.histories.fingerprint,
-    "command": cli.command_line(),
-    "config": config_lib.to_dict(saved.config),
-  }
-  path = output or Workdir(workdir).evaluation(split)
-  if jax.process_index() == 0:
-    results.save(path, values, ranks.ranks)
-    print(f"{buckets.shown(path)}: {tables.describe_evaluation(values)}", flush=True)
-  return Result(workdir, values, ranks.ranks)
 
 
 if __name__ == "__main__":

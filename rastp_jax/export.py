@@ -13,21 +13,17 @@ The programs keep as many beams as the run's settings say: --override=eval.beam_
 from absl import flags
 
 from rastp_jax.runtime import cli
-from rastp_jax.serving import artifact
-from rastp_jax.training import runs
 
+flags.adopt_module_key_flags(cli)  # so that --help shows them
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is exported.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the export; must be new or empty.")
-_OVERRIDE = flags.DEFINE_multi_string(
-  "override",
-  [],
-  f"SECTION.FIELD=VALUE that differs from the run's own settings, within {runs.overridable()}. May be given several "
-  "times.",
-)
+_OVERRIDE = cli.define_override_flag("like eval.beam_width=50")
 
 
 def main():
   workdir, output = cli.require(_WORKDIR, "runs/beauty"), cli.require(_OUTPUT, "beauty_model")
+  from rastp_jax.serving import artifact
+
   artifact.export_workdir(workdir, output, _OVERRIDE.value)
   print(f"{output}: try python {output}/load.py ITEM ITEM; README.md there is the model card.")
 

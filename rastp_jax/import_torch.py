@@ -13,7 +13,6 @@ they were trained with: other codes would mean other items. Afterwards:
 from absl import flags
 
 from rastp_jax.runtime import cli
-from rastp_jax.training import import_torch_weights, runs
 
 _CONFIG = cli.define_config_flag()
 flags.adopt_module_key_flags(cli)  # so that --help shows it
@@ -24,6 +23,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run to be made
 def main():
   path, workdir = cli.require(_WEIGHTS, "model.safetensors"), cli.require(_WORKDIR, "runs/published")
   config = cli.load_config(_CONFIG.value)
+  from rastp_jax.training import import_torch_weights, runs
+
   weights = import_torch_weights.read_weights(path)
   histories, semantic_ids = runs.load_data(config)
   import_torch_weights.import_weights(config, histories, semantic_ids, weights, workdir, origin=path)

@@ -25,11 +25,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from rastp_jax.errors import EXIT_RESUME
-from rastp_jax.evaluation.evaluator import Evaluator
-from rastp_jax.runtime import cli, processes, sharding
-from rastp_jax.training import profiling, runs, trainer
-from rastp_jax.training.setup import make_setup
-from rastp_jax.training.workdir import Workdir
+from rastp_jax.runtime import cli, processes, terminal
 
 _CONFIG = cli.define_config_flag()
 cli.define_host_flags()
@@ -41,6 +37,13 @@ _PROFILE_STEPS = flags.DEFINE_string(
 
 
 def main() -> int:
+  terminal.say("Loading the program and the data …")
+  from rastp_jax.evaluation.evaluator import Evaluator
+  from rastp_jax.runtime import sharding
+  from rastp_jax.training import profiling, runs, trainer
+  from rastp_jax.training.setup import make_setup
+  from rastp_jax.training.workdir import Workdir
+
   with processes.raise_on_all():
     workdir = Workdir(cli.require(_WORKDIR, "runs/beauty"))
     config = cli.load_config(_CONFIG.value)

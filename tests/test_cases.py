@@ -15,8 +15,8 @@ from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
 from rastp_jax.data import histories, prepared
 from rastp_jax.data.sources import csv_files, detect
 from rastp_jax.errors import InputError
-from rastp_jax.prepare import prepare as prepare_all
 from rastp_jax.semantic_ids import health_plot
+from rastp_jax.semantic_ids.preparation import prepare as prepare_all
 
 ROWS = [(f"u{u}", f"i{k}", 100 + u + k) for u in range(3) for k in range(4)]
 READ = {f"u{u}": ["i0", "i1", "i2", "i3"] for u in range(3)}

@@ -317,5 +317,6 @@ def test_progress_of_the_wrong_types(damage):
 def test_the_command_ends_with_code_2_and_one_line(tmp_path):
   (tmp_path / "config.json").write_text("[" * 100_000)
   code, out, err = command("rastp_jax.evaluate", f"--workdir={tmp_path}")
-  assert code == 2 and not out and "config.json cannot be read (it is nested too deep): put back a copy" in err
+  assert code == 2 and out == "Loading the program and the data …\n"
+  assert "config.json cannot be read (it is nested too deep): put back a copy" in err
   assert "Traceback" not in err and len(err.strip().splitlines()) == 1

@@ -13,8 +13,8 @@ import pytest
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
 from rastp_jax.data import datasets
 from rastp_jax.errors import InputError
-from rastp_jax.prepare import prepare
 from rastp_jax.runtime import cli
+from rastp_jax.semantic_ids.preparation import prepare
 
 CONFIG = """
 from rastp_jax import config

@@ -166,6 +166,12 @@ def test_lengths(length, accumulate, dispatch, steps):
   assert not plan.reason_to_stop(steps - 1, 1e9, BestMetric()) and plan.reason_to_stop(steps, 0.0, BestMetric())
 
 
+@pytest.mark.parametrize(("steps", "lines"), [(99, 2), (100, 20), (1000, 20), (2000, 40)])
+def test_every_run_but_a_short_one_logs_twenty_times(steps, lines):
+  plan = make_plan(make_config(train__length=f"{steps} steps", train__log_every="50 steps"), 10, 32.0)
+  assert -(-steps // plan.log_every) == lines
+
+
 def test_minutes_count_training_only_and_survive_restarts(tmp_path, monkeypatch):
   """On a clock by which a batch takes 0.05 s and an evaluation 100 s, of which only the former is training."""
   now = [0.0]
@@ -237,11 +243,30 @@ def test_finished_run_stays_as_it_is(reference, capsys):
   before = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
   result = run(reference)
   assert result.step == 12
-  assert capsys.readouterr().out == f"This run is finished: all 12 steps are done (step 12 of {reference}).\n"
+  said = capsys.readouterr().out.splitlines()
+  assert said[0] == f"This run is finished: all 12 steps are done (step 12 of {reference})."
+  assert [line.split()[0] for line in said[1:]] == ["checkpoint", "next"]
   after = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
   for name in ("config.json", "lock"):
     before.pop(reference / name), after.pop(reference / name)
   assert before == after
+
+
+def test_a_run_says_what_it_does_and_what_comes_next(tmp_path, capsys):
+  scores = iter([0.25, 0.5, 0.125])
+  evaluate = lambda model: {"recall@5": next(scores)}
+  run(tmp_path / "a run", evaluate, train__eval_every="4 steps")
+  said = capsys.readouterr().out
+  assert "compiling 1 of 1: histories of up to 6 items …\n" in said and "validating at step 4 …\n" in said
+  assert re.search(r"^step 4/12  33% .* left \| validation recall@5 0.2500 at step 4$", said, re.MULTILINE)
+  assert re.search(r"^step 9/12  75% .* validation recall@5 0.5000 at step 8$", said, re.MULTILINE)
+  assert re.search(r"^step 12/12 100% .* 0.1250 at step 12 \(best 0.5000 at step 8\)$", said, re.MULTILINE)
+  assert said.splitlines()[-3:] == [
+    "  score       validation recall@5 0.5000, the best, at step 8",
+    f"  checkpoint  {tmp_path / 'a run' / 'checkpoints' / '8'}",
+    f"  next        python -m rastp_jax.evaluate --workdir='{tmp_path}/a run'",
+  ]
+  assert (tmp_path / "a run" / "checkpoints" / "8").is_dir()
 
 
 def test_torn_checkpoint_is_skipped(tmp_path, reference):
@@ -488,7 +513,7 @@ def test_progress_of_version_0_1_is_read():
 
 
 def test_overrides_of_a_run_go_by_the_settings_roles():
-  names = re.sub(r" \(but not .*?\)", "", runs.overridable())  # options of single methods
+  names = re.sub(r" \(but not .*?\)", "", config_lib.overridable())  # options of single methods
   assert names == "data.data_dir, data.bucket_lengths, reduction, eval"
   config = runs.override(make_config(), ["pruning.criterion=none", "data.bucket_items=()"])
   assert (config.reduction.method, config.data.bucket_lengths) == ("none", ())

@@ -83,6 +83,22 @@ def differing_settings(may: May) -> frozenset[str]:
   return frozenset(name for name, setting in all_settings().items() if may in setting.facts.may)
 
 
+def overridable() -> str:
+  """What decoding may change about a trained model, for people: sections where all their own settings may differ."""
+  allowed = differing_settings(May.DECODE)
+  sections: dict[str, list[str]] = {}
+  for name in all_settings():
+    sections.setdefault(name.partition(".")[0], []).append(name)
+  listed = []
+  for section, names in sections.items():
+    bound = [name for name in names if name not in allowed]
+    if all(name.count(".") > 1 for name in bound):  # options of single methods at most
+      listed.append(f"{section} (but not {', '.join(bound)})" if bound else section)
+    else:
+      listed += [name for name in names if name in allowed]
+  return ", ".join(listed)
+
+
 def describe_settings() -> str:
   """All settings with default and meaning, a line each, for --help."""
   lines = []

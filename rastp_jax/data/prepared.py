@@ -22,11 +22,10 @@ import tensorflow_datasets as tfds
 from rastp_jax import config as config_lib
 from rastp_jax.data import datasets
 from rastp_jax.data.items import Item
-from rastp_jax.data.sources import raw_files
 from rastp_jax.data.sources.source import Source
 from rastp_jax.data.splits import LEAVE_ONE_OUT, MIN_ITEMS, Split
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import buckets, files
+from rastp_jax.runtime import buckets, files, terminal
 
 _DEFAULTS = config_lib.DataConfig()
 _FILE_FORMAT = "array_record"
@@ -389,7 +388,7 @@ def _item_rows(catalogue: Iterable[Item], file_rows: np.ndarray | None) -> Itera
 
 
 def _history_rows(user_ids: pa.Array, items: np.ndarray, offsets: np.ndarray) -> Iterator[dict[str, Any]]:
-  with raw_files.progress_bar(len(user_ids), "Writing histories", " users") as bar:
+  with terminal.bar(len(user_ids), "Writing histories", " users") as bar:
     for first in range(0, len(user_ids), _READ_ROWS):
       some = user_ids[first : first + _READ_ROWS].to_pylist()
       for row, user_id in enumerate(some, start=first):
@@ -413,7 +412,7 @@ def _read(directory: str, num_rows: int) -> Iterator[dict[str, Any]]:
     rows = tfds.builder_from_directory(directory).as_data_source(split=_SPLIT)  # pyright: ignore[reportCallIssue]
     if len(rows) != num_rows:
       raise ValueError(f"{len(rows)} rows of {num_rows}")
-    with raw_files.progress_bar(num_rows, "Loading", " rows") as bar:
+    with terminal.bar(num_rows, "Loading", " rows") as bar:
       for first in range(0, num_rows, _READ_ROWS):
         some = rows.__getitems__(range(first, min(first + _READ_ROWS, num_rows)))
         # ArrayRecord gives empty records for what a cut file lacks, and TFDS decodes them to None.

@@ -17,7 +17,7 @@ from rastp_jax.evaluation.user_ranks import UserRanks
 from rastp_jax.generation.decode import item_tables, make_decode
 from rastp_jax.generation.mixture import Answers
 from rastp_jax.model.interface import GenerativeModel
-from rastp_jax.runtime import processes, sharding
+from rastp_jax.runtime import processes, sharding, terminal
 from rastp_jax.semantic_ids.codes import SemanticIds
 
 
@@ -70,6 +70,7 @@ class Evaluator:
     # Batches on the devices; the previous one is counted meanwhile.
     decoding: collections.deque[tuple[Answers, Batch]] = collections.deque()
     seconds = 0.0
+    bar = terminal.bar(users or self._histories.num_users, f"decoding {split} items", " users")
     for batch in batches:
       history = sharding.place_rows(batch["history"], self._mesh)
       if history.shape not in self._compiled:
@@ -80,6 +81,8 @@ class Evaluator:
       if len(decoding) > 1:
         sums.update(self._count(*decoding.popleft(), split, ranks))
       seconds += time.perf_counter() - start
+      bar.update(int((batch["user"] >= 0).sum()))
+    bar.close()
     start = time.perf_counter()
     sums.update(self._count(*decoding.popleft(), split, ranks))
     seconds += time.perf_counter() - start

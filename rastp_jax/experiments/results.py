@@ -1,5 +1,6 @@
 """Result files: what was measured, by which command, on which versions and machine, and from which commit."""
 
+import datetime
 import importlib.metadata
 import os
 import pathlib
@@ -28,6 +29,7 @@ def origin() -> dict[str, Any]:
     command: the one that started this process.
     versions: of Python, JAX, jaxlib, Flax and this package.
     machine: cores, and the kind and number of JAX's devices in this process.
+    date: in UTC, like "2026-01-31 16:05".
     commit: of the checkout, with "+changes" if tracked files differ from it; None outside a checkout.
   """
   return {
@@ -42,6 +44,7 @@ def origin() -> dict[str, Any]:
       "device_kind": jax.devices()[0].device_kind,
       "devices": jax.device_count(),
     },
+    "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
     "commit": _commit(),
   }
 

@@ -33,18 +33,34 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 
 def define_config_flag() -> flags.FlagHolder:
   """Defines --config=FILE and its --config.SECTION.FIELD=VALUE overrides; hand its value to `load_config`."""
-  return config_flags.DEFINE_config_file(
+  holder = config_flags.DEFINE_config_file(
     "config",
     None,
     "A dataset that comes with this package, or a Python file with get_config(), variants after a colon, like "
     f"beauty:cpu,dense or configs/own.py:cpu; override settings with --config.SECTION.FIELD=VALUE. {_settings_help()}",
   )
+  flags.FLAGS["config"].default_as_str = None  # --help would show the default 'None'
+  return holder
 
 
 def _settings_help() -> str:
   """All settings, where they are asked for."""
   asked = any(argument.lstrip("-").startswith(("help", "?")) for argument in sys.argv[1:])
   return f"All settings with their defaults:\n{config_lib.describe_settings()}" if asked else ""
+
+
+def define_override_flag(example: str) -> flags.FlagHolder:
+  """Defines --override=SECTION.FIELD=VALUE, by which a command reads a run with other settings than its own.
+
+  Args:
+    example: what this command may use it for.
+  """
+  return flags.DEFINE_multi_string(
+    "override",
+    [],
+    f"SECTION.FIELD=VALUE that differs from the run's own settings, within {config_lib.overridable()}, {example}. May "
+    "be given several times.",
+  )
 
 
 def define_host_flags() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from rastp_jax.config import Config, Duration
 from rastp_jax.errors import InputError
 
+LOG_LINES = 20  # that a run shows at least, unless it is very short
+_FEWEST_STEPS_FOR_LINES = 100
 CRITERION = "recall@5"  # of the validation users: chooses the best checkpoint and stops early
 
 
@@ -133,7 +135,8 @@ def make_plan(config: Config, steps_per_epoch: int, samples_per_step: float) -> 
   """Converts the config's durations.
 
   A length in steps is rounded up to whole dispatches and whole updates, so that the last batches' gradients are not
-  lost; intervals are rounded up to whole dispatches.
+  lost; intervals are rounded up to whole dispatches. `log_every` is shortened where a run of 100 steps or more
+  would show fewer than `LOG_LINES` lines.
 
   Args:
     config: the run's settings.
@@ -160,6 +163,8 @@ def make_plan(config: Config, steps_per_epoch: int, samples_per_step: float) -> 
   for name, value in intervals.items():
     if not value:
       raise InputError(f"config.train.{name}={getattr(train, name)!r} is not an interval: give at least 1 step.")
+  if total is not None and total >= _FEWEST_STEPS_FOR_LINES:
+    intervals["log_every"] = min(intervals["log_every"], total // LOG_LINES)
   dispatch = train.steps_per_dispatch
   return TrainPlan(
     total_steps=total,

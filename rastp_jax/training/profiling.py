@@ -12,8 +12,7 @@ from flax import nnx
 from rastp_jax.batches.batches import evaluation_batches, what_is_read, with_codes
 from rastp_jax.errors import InputError
 from rastp_jax.reduction.survival import SURVIVED, dropped_at
-from rastp_jax.runtime import buckets
-from rastp_jax.training.progress import print_once
+from rastp_jax.runtime import buckets, terminal
 from rastp_jax.training.setup import Setup
 
 _USERS = 256  # enough for a histogram, few enough to cost nothing beside a validation
@@ -74,9 +73,8 @@ class Trace:
       jax.profiler.stop_trace()
       self._steps, self._running = None, False
       buckets.upload(self._directory)
-      print_once(
-        f"A trace is in {buckets.shown(self._directory)}: look at it with TensorBoard's profile plugin or xprof."
-      )
+      shown = buckets.shown(self._directory)
+      terminal.say(f"A trace is in {shown}: look at it with TensorBoard's profile plugin or xprof.")
 
 
 def parse_steps(text: str | None) -> tuple[int, int] | None:

@@ -1,10 +1,11 @@
 """What a run reports: the progress line, metrics.jsonl, TensorBoard, and the clock behind the rates.
 
-The only file of training/ that prints or logs. Everything is written by the first process alone.
+Everything is written by the first process alone.
 """
 
 import contextlib
 import pathlib
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
@@ -13,15 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rastp_jax.runtime import buckets, files
-from rastp_jax.training.plan import CRITERION, SavedProgress, TrainPlan
+from rastp_jax.runtime import buckets, files, terminal
+from rastp_jax.training.plan import CRITERION, BestMetric, SavedProgress, TrainPlan
 from rastp_jax.training.tensorboard import EventWriter
-
-
-def print_once(text: str) -> None:
-  """Prints a line for people, in the first process only."""
-  if jax.process_index() == 0:
-    print(text, flush=True)
 
 
 class Clock:
@@ -85,9 +80,26 @@ class Progress:
       self._lines = log.open("a", buffering=1)
       self._events = EventWriter(tensorboard, saved.step)
       self._directory = log.parent
+      self._bar = terminal.bar(plan.total_steps, "training", " steps", initial=saved.step)
 
-  def poll(self) -> None:
-    """Reports the last closed interval if the device is through with it."""
+  @contextlib.contextmanager
+  def doing(self, text: str, *, every_line: bool = False):
+    """Says beside the bar what is done in place of training, and with `every_line` on a line where there is no bar."""
+    if not self._writes:
+      yield
+      return
+    if every_line and self._bar.disable:
+      terminal.say(f"{text} …")
+    self._bar.set_description(text)
+    try:
+      yield
+    finally:
+      self._bar.set_description("training")
+
+  def poll(self, step: int) -> None:
+    """Moves the bar to `step`, the dispatched one, and reports the last closed interval if the device is through."""
+    if self._writes:
+      self._bar.update(step - self._bar.n)
     if self._waiting is not None and self._waiting[1].done():
       self.flush()
 
@@ -151,10 +163,13 @@ class Progress:
 
   def _print(self, line: Mapping[str, Any]) -> None:
     if (value := line.get(f"validation/{CRITERION}")) is not None:
-      self._validation = f" | validation {CRITERION} {value:.4f}"
-    print_once(self._text(line))
+      self._validation = f" | validation {CRITERION} {value:.4f} at step {line['step']:,}"
+      best = self._best
+      if best.best_step is not None and best.best_step != line["step"]:
+        self._validation += f" (best {best.best:.4f} at step {best.best_step:,})"
+    terminal.say(self._text(line))
     if bad := line.get("skipped_steps"):
-      print_once(
+      terminal.say(
         f"WARNING: {bad} steps up to step {self.skipped['last']:,} had a NaN or infinite loss or gradient and were "
         "skipped."
       )
@@ -169,6 +184,7 @@ class Progress:
     """Closes the files; `flush` before it reports what is left."""
     self._reader.shutdown()
     if self._writes:
+      self._bar.close()
       self._lines.close()
       self._events.close()
       buckets.upload(self._directory)
@@ -188,13 +204,20 @@ class Progress:
       done, length = min(seconds / self._plan.total_seconds, 1.0), ""
       left = max(self._plan.total_seconds - seconds, 0.0)
     loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
-    best = ""
-    if self._best.best is not None:
-      best = f" (best {self._best.best:.4f} at step {self._best.best_step:,})"
     return (
       f"step {step:,}{length} {done:4.0%} | epoch {line['epoch']:.2f} | loss {loss} | "
-      f"{line['samples_per_second']:,.0f} samples/s | {duration_text(left)} left{self._validation}{best}"
+      f"{line['samples_per_second']:,.0f} samples/s | {duration_text(left)} left{self._validation}"
     )
+
+
+def ending(best: BestMetric, step: int, workdir: pathlib.Path) -> str:
+  """What a finished run has come to, on which checkpoint, and the command to go on with."""
+  at = step if best.best_step is None else best.best_step
+  lines = [f"  checkpoint  {workdir / 'checkpoints' / str(at)}"]
+  if best.best is not None:
+    lines.insert(0, f"  score       validation {CRITERION} {best.best:.4f}, the best, at step {at:,}")
+  command = "evaluate" if best.best is not None else "recommend --users=all --output=recommendations.jsonl"
+  return "\n".join([*lines, f"  next        python -m rastp_jax.{command} --workdir={shlex.quote(str(workdir))}"])
 
 
 def duration_text(seconds: float) -> str:

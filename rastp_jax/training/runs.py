@@ -81,7 +81,7 @@ def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> Sav
 
   Args:
     workdir: of a training run, finished or still running.
-    overrides: "SECTION.FIELD=VALUE" settings that differ from the run's, within `overridable`.
+    overrides: "SECTION.FIELD=VALUE" settings that differ from the run's, within `config.overridable`.
 
   Raises:
     InputError: no run there, no readable checkpoint, other data than it was trained on, or an override that is unknown
@@ -130,24 +130,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         raise InputError(unknown(current, list(known)))
       if current not in allowed:
         raise InputError(
-          f"--override={text!r} would change what the weights were trained for: only {overridable()} may differ from "
-          "the run."
+          f"--override={text!r} would change what the weights were trained for: only {config_lib.overridable()} may "
+          "differ from the run."
         )
     assignments.append((name, value))
   return config_lib.with_values(config, assignments)
-
-
-def overridable() -> str:
-  """What decoding may change about a trained model, for people: sections where all their own settings may differ."""
-  allowed = config_lib.differing_settings(May.DECODE)
-  sections: dict[str, list[str]] = {}
-  for name in config_lib.all_settings():
-    sections.setdefault(name.partition(".")[0], []).append(name)
-  listed = []
-  for section, names in sections.items():
-    bound = [name for name in names if name not in allowed]
-    if all(name.count(".") > 1 for name in bound):  # options of single methods at most
-      listed.append(f"{section} (but not {', '.join(bound)})" if bound else section)
-    else:
-      listed += [name for name in names if name in allowed]
-  return ", ".join(listed)

@@ -16,12 +16,12 @@ from flax import nnx
 from rastp_jax.batches.batches import Batch
 from rastp_jax.errors import InputError
 from rastp_jax.model.interface import GenerativeModel
-from rastp_jax.runtime import files, processes, sharding
+from rastp_jax.runtime import files, processes, sharding, terminal
 from rastp_jax.runtime.preemption import Interrupted, StopRequests
 from rastp_jax.runtime.xla import describe_devices, device_bytes
 from rastp_jax.training.plan import CRITERION, BestMetric, Due, SavedProgress
 from rastp_jax.training.profiling import Trace, make_kept_positions
-from rastp_jax.training.progress import Clock, Progress, duration_text, print_once
+from rastp_jax.training.progress import Clock, Progress, duration_text, ending
 from rastp_jax.training.setup import Setup
 from rastp_jax.training.step import TrainState, from_saved, make_train_step, to_saved
 from rastp_jax.training.workdir import Workdir
@@ -77,7 +77,8 @@ def train(
     step, due, best = saved.step, saved.due, saved.best
     reason = plan.reason_to_stop(step, saved.seconds, best)
     if reason and due is Due.STEP:
-      print_once(f"This run is finished: {reason} (step {step:,} of {workdir}).")
+      terminal.say(f"This run is finished: {reason} (step {step:,} of {workdir}).")
+      terminal.say(ending(best, step, workdir.path))
       result = TrainResult(step, saved.seconds, best, reason)
       if jax.process_index() == 0 and not workdir.summary.exists():  # it was killed between its last two files
         files.write_json(workdir.summary, _summary(result, setup, saved.samples))
@@ -93,8 +94,8 @@ def train(
     upcoming = (batches or setup.stacked_batches)(step)
     trace = Trace(workdir.profile, profile_steps)
     programs: dict[tuple[int, ...], jax.stages.Compiled] = {}  # by batch shape
-    print_once(f"Training on {describe_devices(setup.mesh)}")
-    print_once(
+    terminal.say(f"Training on {describe_devices(setup.mesh)}")
+    terminal.say(
       f"{setup.parameters:,} parameters, {plan.length} ({plan.steps_per_epoch:,} steps per epoch), "
       f"{f'going on from step {step:,}' if step else 'from scratch'}. Logs: {workdir}"
     )
@@ -117,11 +118,11 @@ def train(
         batch = sharding.place_batch(next(upcoming), setup.mesh, row_axis=1)
         shape = batch["history"].shape
         if shape not in programs:
-          with _paused(clock, state):
+          with _paused(clock, state), progress.doing(_compiling(setup, shape, len(programs) + 1), every_line=True):
             programs[shape] = train_step.lower(state, batch).compile()
         with jax.transfer_guard("disallow"):  # nothing may make the host wait for the devices unnoticed
           state = programs[shape](state, batch)
-        progress.poll()
+        progress.poll(step + plan.steps_per_dispatch)
         step, due = step + plan.steps_per_dispatch, Due.AFTER_STEP
       stop = requests.reason(range(step - plan.steps_per_dispatch + 1, step + 1))
       if stop:
@@ -134,7 +135,8 @@ def train(
       is_best = False
       if validate is not None:
         try:
-          with _paused(clock, state), requests.interrupting():  # decoding needs all weights everywhere
+          validating = progress.doing(f"validating at step {step:,}", every_line=step == plan.eval_every)
+          with _paused(clock, state), requests.interrupting(), validating:  # decoding needs all weights everywhere
             on_all = copy_to_all(state.params)
             metrics = validate(nnx.merge(setup.graph, on_all))
             kept = kept_positions(on_all) if kept_positions else None
@@ -167,9 +169,10 @@ def train(
       step_bytes = max((device_bytes(program) for program in programs.values()), default=0)
       files.write_json(workdir.summary, {**_summary(result, setup, progress.samples), "step_bytes": step_bytes})
   if stop:
-    print_once(f"Interrupted: {stop}; step {step:,} is saved, and the same command goes on from there.")
+    terminal.say(f"Interrupted: {stop}; step {step:,} is saved, and the same command goes on from there.")
     return result
-  print_once(f"Finished: {reason}, after {duration_text(clock.seconds)} of training.")
+  terminal.say(f"Finished: {reason}, after {duration_text(clock.seconds)} of training.")
+  terminal.say(ending(best, step, workdir.path))
   return result
 
 
@@ -179,6 +182,11 @@ def _paused(clock: Clock, state: TrainState):
   jax.block_until_ready(state)
   with clock.paused():
     yield
+
+
+def _compiling(setup: Setup, shape: tuple[int, ...], number: int) -> str:
+  """What is said while the program for batches of one shape, the number-th that this run meets, is compiled."""
+  return f"compiling {number} of {len(setup.lengths)}: histories of up to {shape[-2]} items"
 
 
 def _not_finite(skipped: Mapping[str, int], allowed: int, step: int, workdir: Workdir) -> str:

@@ -40,6 +40,24 @@ class Restored:
   step: int
 
 
+def runs_below(path: pathlib.Path) -> list[pathlib.Path]:
+  """Workdirs of runs in a directory, or one level deeper."""
+  return sorted({config.parent for depth in ("*", "*/*") for config in path.glob(f"{depth}/config.json")})
+
+
+def find_run(path: str | os.PathLike) -> pathlib.Path:
+  """The run in a directory, or the only one below it; the directory itself where there is none.
+
+  Raises:
+    InputError: there are several below it; the sentence names them.
+  """
+  path = files.check_path(path)
+  below = [] if (path / "config.json").exists() else runs_below(path)
+  if len(below) > 1:
+    raise InputError(f"{path} holds {len(below)} runs: give one of them, {', '.join(map(str, below))}.")
+  return below[0] if below else path
+
+
 class Workdir:
   """The directory of one run. Nothing is read or made before a method is called.
 
@@ -82,7 +100,11 @@ class Workdir:
       InputError: there is no config.json, or it cannot be read.
     """
     if not self.config.exists():
-      raise InputError(f"{self} holds no training run (there is no {self.config}): give the --workdir of a run.")
+      below = runs_below(self.path)
+      hint = (
+        f"give one of the runs below it: {', '.join(map(str, below))}." if below else "give the --workdir of a run."
+      )
+      raise InputError(f"{self} holds no training run (there is no {self.config}): {hint}")
     advice = "put back a copy of it, or use another --workdir"
     values = files.read_json(self.config, advice)
     try:

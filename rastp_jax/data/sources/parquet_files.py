@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rastp_jax.data.sources import raw_files
 from rastp_jax.data.sources.json_files import unlisted, unnested
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import terminal
 
 _ROWS = 1 << 20  # rows read at a time
 _DAMAGED = (pa.ArrowException, OSError, ValueError, OverflowError)  # text that is not UTF-8, times that no clock has
@@ -57,7 +57,7 @@ class ParquetFile:
     nested = self.nested if names and any(name not in self.schema.names for name in names) else None
     lists = [name for name in names or () if name in self.lists]
     asked = names if not nested else [name for name in names or () if name in self.schema.names] + [nested]
-    with raw_files.progress_bar(file.metadata.num_rows, f"Reading {self.path.name}", " rows") as bar:
+    with terminal.bar(file.metadata.num_rows, f"Reading {self.path.name}", " rows") as bar:
       try:
         for batch in file.iter_batches(_ROWS, columns=asked):
           table = pa.Table.from_batches([batch])

@@ -9,17 +9,15 @@ import os
 import pathlib
 import re
 import reprlib
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import tqdm
 
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import files
+from rastp_jax.runtime import files, terminal
 
 _BLOCK = 1 << 20  # bytes
 _BOM = b"\xef\xbb\xbf"  # some programs write it at the start of UTF-8 text
@@ -106,7 +104,7 @@ def native(path: pathlib.Path) -> Iterator[tuple[pa.NativeFile, Callable[[], Any
   """
   try:
     with (
-      progress_bar(path.stat().st_size, f"Reading {path.name}", "B") as bar,
+      terminal.bar(path.stat().st_size, f"Reading {path.name}", "B") as bar,
       pa.OSFile(str(path)) as raw,
       pa.CompressedInputStream(raw, "gzip") if path.suffix == ".gz" else contextlib.nullcontext(raw) as file,
     ):
@@ -183,20 +181,6 @@ def digest(path: pathlib.Path) -> bytes:
   return sha256.digest()
 
 
-def progress_bar(total: int | None, doing: str, unit: str) -> tqdm.tqdm:
-  """A progress bar on stderr if that is a terminal; silent otherwise, so that logs stay short."""
-  return tqdm.tqdm(
-    total=total,
-    desc=doing,
-    unit=unit,
-    unit_scale=True,
-    leave=False,
-    mininterval=0.5,
-    file=sys.stderr,
-    disable=None,  # unless on a terminal
-  )
-
-
 def flatten(histories: Iterable[Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
   """Lays users' item rows end to end: items int32 (interactions,), offsets int64 (users + 1,)."""
   items, offsets = array.array("i"), array.array("q", [0])
@@ -260,7 +244,7 @@ class _Watched:
 
   def __init__(self, path: pathlib.Path, doing: str):
     self._file = open(path, "rb")  # noqa: SIM115 (closed in __exit__)
-    self._bar = progress_bar(os.fstat(self._file.fileno()).st_size, f"{doing} {path.name}", "B")
+    self._bar = terminal.bar(os.fstat(self._file.fileno()).st_size, f"{doing} {path.name}", "B")
 
   def __enter__(self):
     return self

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rastp_jax.batches.batches import what_is_read
 from rastp_jax.config import Config
 from rastp_jax.data.histories import Histories
 from rastp_jax.experiments.lab.rows import DENSE, Row
