@@ -1,9 +1,10 @@
 """The page about a comparison: whole, self-contained, safe; and the survival of tokens against a plain count."""
 
-import base64
 import dataclasses
 import html.parser
 import json
+import re
+import xml.etree.ElementTree
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from flax import nnx
 
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, ReductionConfig
 from rastp_jax.errors import InputError
-from rastp_jax.evaluation import comparison, html_report, plots, tables
+from rastp_jax.evaluation import comparison, html_report, plots, svg, tables
 from rastp_jax.evaluation.measure_survival import measure_survival
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.reduction.survival import NO_TOKEN, SURVIVED, Survival
@@ -20,8 +21,6 @@ from rastp_jax.runtime import sharding
 from rastp_jax.training.workdir import Workdir
 from tests.helpers.data import make_data
 from tests.helpers.results import make_result
-
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.parametrize("separator", [True, False])
@@ -109,18 +108,28 @@ class Seen(html.parser.HTMLParser):
 
   def __init__(self, text):
     super().__init__()
-    self.tags, self.addresses, self.text = [], [], ""
+    self.tags, self.addresses, self.ids, self.text = [], [], [], ""
     self.feed(text)
 
   def handle_starttag(self, tag, attributes):
     self.tags.append(tag)
     self.addresses += [value for name, value in attributes if name in ("src", "href")]
+    self.ids += [value for name, value in attributes if name == "id"]
 
   def handle_data(self, data):
     self.text += data
 
 
 EVIL = "<script>alert('$1 & $2')</script>"
+TITLES = [EVIL, *"abcd", ""]
+
+
+def inspection_by_hand(survival):
+  """Eight users whose last item is one of five; every model answers with the first five items."""
+  histories = [np.asarray([0, 5], np.int32)] * 8
+  return html_report.Inspection(
+    TITLES, histories, np.arange(8) % 5, survival, lambda users: [[0, 1, 2, 3, 4]] * len(users)
+  )
 
 
 @pytest.fixture(scope="module")
@@ -137,53 +146,115 @@ def written(tmp_path_factory):
   log["validation/recall@10"] = np.asarray([np.nan, 0.1, 0.2])
   asked = []
 
-  def survival_of(name):
+  def inspect(name):
     asked.append(name)
-    return html_report.SurvivalSection(survival_by_hand(), [EVIL, *"abcd", ""], np.arange(8) % 5)
+    return inspection_by_hand(None if "dense" in name else survival_by_hand())
 
   output = tmp_path_factory.mktemp("parent") / "report"
-  path = html_report.write(output, runs, {run.name: log for run in runs}, survival_of, command="python -m this")
+  logs = {run.name: log for run in runs}
+  baselines = {
+    "dataset": "beauty",
+    "models": {"popularity": {"test": {"recall@5": 0.01, "recall@10": 0.02, "ndcg@10": 0}}},
+  }
+  path = html_report.write(output, runs, logs, inspect, command="python -m this", baselines=baselines)
   return path, asked
 
 
 def test_the_page_needs_nothing_but_itself(written):
   path, asked = written
-  assert asked == ["runs/$p/../<b>/seed_1"]
-  seen = Seen(path.read_text())
-  pngs = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.suffix == ".png"}
-  assert len(pngs) == 4 and all(png.startswith(PNG) for png in pngs.values())
-  embedded = [base64.b64decode(address.removeprefix("data:image/png;base64,")) for address in seen.addresses]
-  assert sorted(embedded) == sorted(pngs.values())
-  assert not {"link", "iframe", "script"} & set(seen.tags)
-  assert path.stat().st_size < 2_000_000
-  assert "ratio to the first" in seen.text and "Paired bootstrap over the 40 users" in seen.text
-  assert "1 of 2 users lose tokens" in seen.text and "reduction.method" in seen.text
+  assert asked == ["runs/dense/seed_1", "runs/$p/../<b>/seed_1"]
+  text = path.read_text()
+  seen = Seen(text)
+  assert not {"link", "iframe", "script", "img"} & set(seen.tags)
+  assert all(address.startswith("#") and address[1:] in seen.ids for address in seen.addresses) and seen.addresses
+  assert path.stat().st_size < 500_000
+  for said in (
+    "ratio to the first",
+    "Paired bootstrap over the 40 users",
+    "1 of 2 users lose tokens",
+    "reduction.method",
+  ):
+    assert said in seen.text, said
+  assert "half of the tokens" not in seen.text  # how many are left was not counted
+  assert "popularity0.01000.02000.0000" in re.sub(r"\s", "", seen.text)
+  assert "Equal in all runs: training, minutes 1.0" in seen.text
   assert "Made by python -m this" in seen.text
+
+
+def test_every_plot_is_a_file_of_its_own_too(written):
+  path, _ = written
+  files = [file for file in path.parent.iterdir() if file.suffix == ".svg"]
+  assert len(files) == 11 == path.read_text().count("<svg ") and [*path.parent.iterdir()] != files
+  for file in files:
+    root = xml.etree.ElementTree.parse(file).getroot()
+    box = [float(number) for number in root.get("viewBox").split()]
+    assert box[2] == svg.WIDTH and root.get("aria-label")
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+      assert 0 <= float(text.get("x")) <= box[2] and 0 <= float(text.get("y")) <= box[3], (file, text.text)
+
+
+def test_the_models_answers_stand_beside_the_target(written):
+  text = written[0].read_text()
+  assert text.count('class="hit"') == 2 * 2  # two models, the two users that were measured
+  assert set(re.findall(r'<li class="hit">(.*?)</li>', text)) == {"d", "b"}  # what users 4 and 7 took next
 
 
 def test_titles_and_names_are_text_and_files_stay_in_their_directory(written):
   path, _ = written
   seen = Seen(path.read_text())
-  assert "script" not in seen.tags and "b" not in seen.tags
+  assert "script" not in seen.tags and seen.text.count("<b>") > 3
   assert EVIL in seen.text and "(item 5, without a title)" in seen.text
   assert [child.name for child in path.parent.parent.iterdir()] == ["report"]
 
 
-def test_an_unfinished_run_has_curves_but_no_cost():
-  groups = comparison.group_seeds([make_result("a", [0, 3, 12, 9])])
-  assert plots.quality_and_cost(groups, "recall@10") is None
+@pytest.mark.parametrize(("shift", "colour"), [(-15, "good"), (0, ""), (15, "bad")])
+def test_a_tile_is_coloured_only_where_the_interval_excludes_0(shift, colour):
+  ranks = np.random.default_rng(0).integers(0, 20, 200)
+  first, other = (comparison.Group(str(by), (make_result("a", np.clip(ranks + by, 0, 30)),)) for by in (0, shift))
+  found = html_report._headline(other, first, comparison.compare(first, other), "recall@10", None)
+  assert [tile["colour"] for tile in found["tiles"]] == [colour, colour, "", ""]
+  assert found["certain"] == bool(colour)
+  assert found["tiles"][2]["detail"] == "known when every run is finished"
+
+
+def test_how_many_tokens_are_left_is_said_in_words():
+  survival = dataclasses.replace(survival_by_hand(), left=np.asarray([3, 2]))
+  assert html_report._tokens(survival.losing()) == "a third of the tokens"  # 2 of 6
+  assert html_report._tokens(survival) == "56% of the tokens"  # 5 of 9
+  assert html_report._level_names(["level 0", "level 1", "level 2", "level 3", "separator"], 3) == [
+    "code 1, coarse",
+    "code 2",
+    "code 3, fine",
+    "collision code",
+    "separator",
+  ]
+
+
+def test_an_unfinished_run_has_curves_but_no_cost(tmp_path):
+  run = make_result("a", [0, 3, 12, 9])
+  groups = comparison.group_seeds([run])
+  assert plots.quality_and_time(groups, "recall@10") is None and plots.bars(groups, "step_bytes", 1.0, "") is None
   log = {name: np.asarray([1.0]) for name in ("step", "seconds", "loss")}  # not validated yet
-  assert plots.learning_curves(groups, {"a": log}, "recall@10").startswith(PNG)
+  path = html_report.write(tmp_path, [run], {"a": log}, lambda _: inspection_by_hand(None), command="")
+  assert "A run is not finished" in path.read_text()
 
 
 def test_a_page_without_dropped_tokens_says_so(tmp_path):
   survival = survival_by_hand()
   whole = dataclasses.replace(survival, dropped_at=np.minimum(survival.dropped_at, SURVIVED))
   log = {name: np.asarray([1.0]) for name in ("step", "seconds", "loss")}
-  section = html_report.SurvivalSection(whole, list("abcdef"), np.arange(8) % 5)
-  runs = [make_result("a", [0, 3, 12, 9], method="item_mean")]
-  path = html_report.write(tmp_path / "report", runs, {"a": log}, lambda _: section, command="")
+  runs = [make_result("a", [0, 3, 12, 9, 1, 1, 1, 1], method="item_mean")]
+  path = html_report.write(tmp_path, runs, {"a": log}, lambda _: inspection_by_hand(whole), command="")
   assert "No token is dropped" in path.read_text() and not list(path.parent.glob("*survival*"))
+
+
+def test_ticks_are_round_and_inside():
+  assert [label for _, label in svg.ticks(0, 1)] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+  for low, high in ((0.031, 0.047), (-0.2, 0.05), (0, 12345), (3.0, 3.0)):
+    found = [value for value, _ in svg.ticks(low, high)]
+    assert (
+      1 <= len(found) <= 6 and all(low - 1e-9 <= value <= high + 1e-9 for value in found) and found == sorted(found)
+    )
 
 
 def test_training_logs_are_read_as_columns(tmp_path):

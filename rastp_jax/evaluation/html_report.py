@@ -1,6 +1,8 @@
-"""One self-contained HTML page about a comparison of runs, with its plots also as PNG files."""
+"""One self-contained HTML page about a comparison of runs: what differs, by how much, for whom, and what it looks like.
 
-import base64
+The page needs no other file; the same plots are beside it as SVG files.
+"""
+
 import dataclasses
 import pathlib
 import re
@@ -10,114 +12,245 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from rastp_jax.evaluation import plots, tables
-from rastp_jax.evaluation.comparison import Group, by_dataset
+from rastp_jax import config as config_lib
+from rastp_jax.evaluation import plots, svg, tables
+from rastp_jax.evaluation.comparison import Difference, Group, by_dataset, compare
 from rastp_jax.evaluation.results import Result
 from rastp_jax.reduction.survival import SURVIVED, Survival
 from rastp_jax.runtime import files
 
 SAMPLE_USERS = 4
+ANSWERS = 5  # recommendations that the page shows of each model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SurvivalSection:
-  """What the page shows of a run's surviving tokens.
+class Inspection:
+  """What the page shows of one run beyond its metrics.
 
   Attributes:
-    survival: of its users.
-    titles: of all items.
+    titles: of all items, in the order of their rows.
+    histories: item rows before the held-out one, the most recent one last, by user index.
     targets: item rows, each user's held-out one, by user index.
+    survival: which tokens of which users survive; None for a model that reduces nothing.
+    answers: rows of the `ANSWERS` items recommended to a user, best first, for user indices.
   """
 
-  survival: Survival
   titles: Sequence[str]
+  histories: Sequence[np.ndarray]
   targets: np.ndarray
+  survival: Survival | None
+  answers: Callable[[Sequence[int]], list[list[int]]]
+
+
+@dataclasses.dataclass
+class _Page:
+  """What a page is made from, and the plots made so far.
+
+  Attributes:
+    logs: `Workdir.read_log` of every run, by its name.
+    inspect: loads a run, by its name.
+    plots: SVG text by file name.
+  """
+
+  logs: Mapping[str, plots.Log]
+  inspect: Callable[[str], Inspection]
+  plots: dict[str, str]
+
+  def add(self, name: str, chart: str | None) -> str | None:
+    """Keeps a chart under a name that stays inside its directory whatever a run is called; returns it as it is."""
+    if chart is not None:
+      self.plots[re.sub(r"[^A-Za-z0-9.-]+", "_", name).lstrip(".") + ".svg"] = chart
+    return chart
 
 
 def write(
   output: str | pathlib.Path,
   results: Sequence[Result],
   logs: Mapping[str, plots.Log],
-  survival_of: Callable[[str], SurvivalSection],
+  inspect: Callable[[str], Inspection],
   *,
   command: str,
+  baselines: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
-  """Writes index.html and the PNGs it shows into a directory.
+  """Writes index.html and its plots into a directory.
 
   Args:
     output: the directory, made if needed; files of the same names in it are replaced.
     results: evaluated runs, of one or several datasets; the others are compared with the first one of each dataset.
     logs: `Workdir.read_log` of every run, by its name.
-    survival_of: measures a run, by its name; called for one seed of each setting that reduces tokens.
+    inspect: loads a run, by its name; called for one seed of each setting.
     command: what the page names as its origin.
+    baselines: what `python -m rastp_jax.experiment baselines` wrote, to stand beside the runs of its dataset.
 
   Returns:
     The page's path.
   """
-  pngs: dict[str, bytes] = {}
-  sections = [_section(name, groups, logs, survival_of, pngs) for name, groups in by_dataset(results).items()]
+  page = _Page(logs, inspect, {})
+  sections = [_section(page, name, groups, baselines) for name, groups in by_dataset(results).items()]
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
+    lstrip_blocks=True,
   )
-  html = environment.get_template("html_report.html.jinja").render(
-    sections=sections,
-    plots={name: base64.b64encode(png).decode() for name, png in pngs.items()},
-    command=command,
-  )
+  html = environment.get_template("html_report.html.jinja").render(sections=sections, style=svg.STYLE, command=command)
   output = files.check_path(output)
-  for name, png in pngs.items():
-    files.write_atomic(output / name, png)
+  for name, chart in page.plots.items():
+    files.write_atomic(output / name, svg.standalone(chart))
   files.write_atomic(output / "index.html", html)
   return output / "index.html"
 
 
-def _section(
-  dataset: str,
-  groups: Sequence[Group],
-  logs: Mapping[str, plots.Log],
-  survival_of: Callable[[str], SurvivalSection],
-  pngs: dict[str, bytes],
-) -> dict[str, Any]:
-  """What the page says about one dataset; adds its PNGs to `pngs`."""
+def _section(page: _Page, dataset: str, groups: Sequence[Group], baselines: Mapping[str, Any] | None) -> dict[str, Any]:
+  """What the page says about one dataset."""
   metric = f"recall@{max(tables.common_top_k(groups))}"
-
-  def add(kind: str, png: bytes | None) -> str | None:
-    name = _file_name(f"{dataset}_{kind}.png")
-    if png is not None:
-      pngs[name] = png
-    return None if png is None else name
-
-  several = len(groups) > 1
+  found = [compare(groups[0], group) for group in groups[1:]]
+  inspections = [page.inspect(group.results[0].name) for group in groups]
+  add = lambda kind, chart: page.add(f"{dataset}_{kind}", chart)
+  costs = [("step_bytes", 1e-6, "memory of a training step, MB"), ("users_per_second", 1.0, "users decoded per second")]
   differing = tables.settings(groups)
+  differing_rows, equal_rows = tables.split_equal(tables.comparison(groups))
   return {
     "dataset": dataset,
     "metric": metric,
-    "evaluations": [f"{r.name}: {tables.describe_evaluation(r.metrics)}" for group in groups for r in group.results],
-    "comparison": tables.comparison(groups),
-    "differences": tables.differences(groups) if several else None,
-    "difference_note": tables.difference_note(groups),
-    "differing": differing if len(differing) > 1 else None,
-    "curves": add("learning_curves", plots.learning_curves(groups, logs, metric)),
-    "cost": add("quality_and_cost", plots.quality_and_cost(groups, metric)),
-    "breakdown_plot": add("breakdowns", plots.breakdowns(groups, metric)),
-    "breakdowns": [tables.breakdown(groups, grouped_by, metric) for grouped_by in tables.GROUPED_BY],
-    "survivals": [
-      _survival(
-        group.name, survival_of(group.results[0].name), lambda png, group=group: add(f"survival_{group.name}", png)
-      )
-      for group in groups
-      if group.results[0].metrics["config"]["reduction"]["method"] != "none"
+    "first": groups[0].name,
+    "headlines": [
+      _headline(group, groups[0], differences, metric, inspection.survival)
+      for group, differences, inspection in zip(groups[1:], found, inspections[1:], strict=True)
     ],
+    "single": None if found else f"{groups[0].name}: {metric} {groups[0].mean(metric):.4f}",
+    "forest": add("differences", plots.forest(groups, found)) if found else None,
+    "difference_note": tables.difference_note(groups),
+    "comparison": differing_rows,
+    "equal": equal_rows,
+    "baselines": _baseline_rows(baselines, groups, metric) if baselines and baselines["dataset"] == dataset else None,
+    "differing": differing if len(differing) > 1 else None,
+    "curves": [
+      add("training_loss", plots.loss(groups, page.logs)),
+      add("validation_by_step", plots.validation(groups, page.logs, metric, minutes=False)),
+      add("validation_by_minute", plots.validation(groups, page.logs, metric, minutes=True)),
+    ],
+    "costs": [
+      chart
+      for chart in (
+        add("quality_and_time", plots.quality_and_time(groups, metric)),
+        *(add(key, plots.bars(groups, key, scale, label)) for key, scale, label in costs),
+      )
+      if chart is not None
+    ],
+    "unfinished": any(not group.values("training_seconds") for group in groups),
+    "breakdowns": [
+      (add(f"by_{name}", plots.breakdown(groups, name, metric)), tables.breakdown(groups, name, metric))
+      for name in tables.GROUPED_BY
+    ],
+    "survivals": [
+      _survival(page, group, inspection)
+      for group, inspection in zip(groups, inspections, strict=True)
+      if inspection.survival is not None
+    ],
+    "strips": _strips(groups, inspections),
+    "provenance": [_provenance(result) for group in groups for result in group.results],
   }
 
 
-def _survival(name: str, section: SurvivalSection, add: Callable[[bytes], str | None]) -> dict[str, Any]:
-  every, losing = section.survival, section.survival.losing()
+def _headline(
+  group: Group, first: Group, differences: Sequence[Difference], metric: str, survival: Survival | None
+) -> dict[str, Any]:
+  """The comparison of a group with the first in a sentence and four tiles."""
+  by_metric = {difference.metric: difference for difference in differences}
+  gain = metric.replace("recall", "ndcg")
+  quality = [_quality_tile(by_metric[name], first, name) for name in (metric, gain)]
+  cost = [
+    _cost_tile(group, first, "training_seconds", "training time", 1 / 60, "min"),
+    _cost_tile(group, first, "step_bytes", "memory of a training step", 1e-6, "MB"),
+  ]
+  parts = [f"{tile['name']} {tile['words']}" for tile in (quality[0], cost[0]) if tile["words"]]
+  return {
+    "name": group.name,
+    "tokens": None if survival is None else _tokens(survival),
+    "words": ", ".join(parts),
+    "certain": quality[0]["colour"] != "",
+    "tiles": quality + cost,
+  }
+
+
+def _tokens(survival: Survival) -> str:
+  """'half of the tokens', of the users whom a reduction took some from."""
+  if survival.left is None:
+    return ""
+  real = (survival.dropped_at >= SURVIVED).sum((1, 2))
+  share = survival.left.sum() / real.sum()
+  named = {0.5: "half", 1 / 3: "a third", 0.25: "a quarter", 0.75: "three quarters"}
+  for value, text in named.items():
+    if abs(share - value) < 0.02:
+      return f"{text} of the tokens"
+  return f"{share:.0%} of the tokens"
+
+
+def _quality_tile(difference: Difference, first: Group, name: str) -> dict[str, Any]:
+  """Coloured only where the interval excludes 0."""
+  base = first.mean(name) or float("nan")
+  value, low, high = (100 * number / base for number in (difference.value, difference.low, difference.high))
+  colour = "good" if difference.low > 0 else "bad" if difference.high < 0 else ""
+  return {
+    "name": name.replace("ndcg", "NDCG"),
+    "value": _percent(value),
+    "detail": f"{_signed(low)} to {_signed(high)}; {base + difference.value:.4f}, {first.name} {base:.4f}",
+    "words": f"{_percent(value)} ({_signed(low)} to {_signed(high)})",
+    "colour": colour,
+  }
+
+
+def _cost_tile(group: Group, first: Group, key: str, name: str, scale: float, unit: str) -> dict[str, Any]:
+  """Without an interval, and so never coloured."""
+  mean, base = group.mean(key), first.mean(key)
+  if not mean or not base:
+    return {"name": name, "value": "-", "detail": "known when every run is finished", "words": "", "colour": ""}
+  change = _percent(100 * (mean / base - 1))
+  detail = f"{mean * scale:,.1f} {unit}, {first.name} {base * scale:,.1f} {unit}"
+  return {"name": name, "value": change, "detail": detail, "words": change, "colour": ""}
+
+
+def _signed(value: float) -> str:
+  return f"{value:+.0f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _percent(value: float) -> str:
+  return f"{_signed(value)}\N{NO-BREAK SPACE}%"
+
+
+def _baseline_rows(baselines: Mapping[str, Any], groups: Sequence[Group], metric: str) -> list[list[str]]:
+  """Simple recommenders and the runs in one table, on the same users."""
+  names = ("recall@5", metric, metric.replace("recall", "ndcg"))
+  rows = [["", *(name.replace("ndcg", "NDCG") for name in names)]]
+  for name, model in baselines["models"].items():
+    rows.append([name, *(f"{model['test'][key]:.4f}" for key in names)])
+  return rows + [[group.name, *(f"{group.mean(key) or 0:.4f}" for key in names)] for group in groups]
+
+
+def _level_names(kinds: Sequence[str], levels: int) -> list[str]:
+  """What people call an item's tokens: learned codes from coarse to fine, the code of collisions, the separator."""
+  named = []
+  for number, kind in enumerate(kinds):
+    if kind == "separator":
+      named.append("separator")
+    elif number >= levels:
+      named.append("collision code")
+    else:
+      place = ", coarse" if number == 0 else ", fine" if number == levels - 1 else ""
+      named.append(f"code {number + 1}{place}")
+  return named
+
+
+def _survival(page: _Page, group: Group, inspection: Inspection) -> dict[str, Any]:
+  """Which tokens of a run survive: plots and a summary."""
+  survival = inspection.survival
+  assert survival is not None
+  losing = survival.losing()
   if not len(losing.users):
-    return {"name": name, "plot": None}
+    return {"name": group.name, "plots": None}
+  kinds = _kinds(group, survival)
   counts = losing.counts()
   separators = (
     f" Separators are {counts['separator_share']:.0%} of their tokens and "
@@ -125,48 +258,112 @@ def _survival(name: str, section: SurvivalSection, add: Callable[[bytes], str | 
     if "separator" in losing.kinds
     else ""
   )
-  others = len(every.users) - len(losing.users)
+  others = len(survival.users) - len(losing.users)
   rest = f"; the histories of the other {others:,} fit into the budget of their length" if others else ""
   return {
-    "name": name,
-    "plot": add(plots.survival(losing)),
+    "name": group.name,
+    "plots": [
+      page.add(f"survival_{group.name}", plots.survival_grid(losing, kinds)),
+      page.add(f"survival_by_level_{group.name}", plots.survival_by_kind(losing, kinds)),
+    ],
     "summary": (
-      f"{len(losing.users):,} of {len(every.users):,} users lose tokens{rest}. The plot is about these "
+      f"{len(losing.users):,} of {len(survival.users):,} users lose tokens{rest}. The plots are about these "
       f"{len(losing.users):,}: a user has {counts['tokens']:.1f} tokens on average and keeps "
       f"{counts['surviving']:.1f}.{separators}"
     ),
-    "stages": int(losing.dropped_at.max()),
-    "kinds": losing.kinds,
-    "users": [_user(losing, row, section) for row in losing.samples(SAMPLE_USERS)],
   }
 
 
-def _user(survival: Survival, row: int, section: SurvivalSection) -> dict[str, Any]:
-  """One user's tokens as cells, the most recent item first."""
-  user, items, dropped_at = survival.users[row], survival.items[row], survival.dropped_at[row]
+def _kinds(group: Group, survival: Survival) -> list[str]:
+  return _level_names(survival.kinds, group.results[0].metrics["config"]["semantic_ids"]["levels"])
+
+
+def _strips(groups: Sequence[Group], inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
+  """Some users: their history with what each reduction leaves of it, and what each model answers."""
+  users = _sample_users(groups, inspections)
+  answers = [inspection.answers(users) for inspection in inspections]
+  return [
+    _strip(user, groups, inspections, [of_group[number] for of_group in answers]) for number, user in enumerate(users)
+  ]
+
+
+def _sample_users(groups: Sequence[Group], inspections: Sequence[Inspection]) -> list[int]:
+  """`SAMPLE_USERS` users that some model, but not every one, answered well, from short histories to long ones.
+
+  Always the same ones. Where too few are so, others follow.
+  """
+  measured = [inspection.survival.users for inspection in inspections if inspection.survival is not None]
+  candidates = measured[0] if measured else np.arange(len(groups[0].results[0].ranks))
+  candidates = np.random.default_rng(0).permutation(candidates)
+  hits = np.stack([group.results[0].ranks[candidates] < ANSWERS for group in groups])
+  telling = hits.any(0) & (~hits.all(0) | (len(groups) == 1))
+  chosen = candidates[np.argsort(~telling, kind="stable")][: max(SAMPLE_USERS, int(telling.sum()))]
+  lengths = np.asarray([len(inspections[0].histories[user]) for user in chosen])
+  chosen = chosen[np.argsort(lengths, kind="stable")]
+  places = np.linspace(0, len(chosen) - 1, min(SAMPLE_USERS, len(chosen)))
+  return [int(user) for user in chosen[places.round().astype(int)]]
+
+
+def _strip(
+  user: int, groups: Sequence[Group], inspections: Sequence[Inspection], answers: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+  """One user: a row per item, the most recent first, with the cells of each reducing run; and the answers."""
+  first = inspections[0]
+  target = int(first.targets[user])
+  reduced = [
+    (group, inspection.survival, int(np.flatnonzero(inspection.survival.users == user)[0]))
+    for group, inspection in zip(groups, inspections, strict=True)
+    if inspection.survival is not None and user in inspection.survival.losing().users
+  ]
+  history = first.histories[user][::-1]
+  read = max(((survival.items[row] >= 0).sum() for _, survival, row in reduced), default=len(history))
   return {
-    "number": int(user),
-    "tokens": int((dropped_at >= SURVIVED).sum()),
-    "survived": int((dropped_at == SURVIVED).sum()),
-    "target": _title(section, int(section.targets[user])),
+    "number": user,
+    "target": _title(first, target),
+    "columns": [group.name for group, _, _ in reduced],
     "history": [
       {
-        "title": _title(section, int(item)),
-        "cells": [
-          {"kind": kind, "survived": stage == SURVIVED, "stage": int(stage)}
-          for kind, stage in zip(survival.kinds, stages, strict=True)
-        ],
+        "title": _title(first, int(item)),
+        "cells": [_cells(group, survival, row, back) for group, survival, row in reduced],
       }
-      for item, stages in zip(items[::-1], dropped_at[::-1], strict=True)
-      if item >= 0
+      for back, item in enumerate(history[:read])
+    ],
+    "answers": [
+      {"name": group.name, "items": [{"title": _title(first, item), "hit": item == target} for item in items]}
+      for group, items in zip(groups, answers, strict=True)
     ],
   }
 
 
-def _title(section: SurvivalSection, item: int) -> str:
-  return section.titles[item] or f"(item {item}, without a title)"
+def _cells(group: Group, survival: Survival, row: int, back: int) -> list[dict[str, Any]]:
+  """The tokens of the item `back` places before the most recent one."""
+  kinds, stages = _kinds(group, survival), survival.dropped_at[row, -1 - back]
+  return [
+    {"kind": kind, "survived": stage == SURVIVED, "stage": int(stage)}
+    for kind, stage in zip(kinds, stages, strict=True)
+    if stage >= SURVIVED
+  ]
 
 
-def _file_name(text: str) -> str:
-  """A name that stays inside its directory whatever a run is called."""
-  return re.sub(r"[^A-Za-z0-9.-]+", "_", text).lstrip(".")
+def _title(inspection: Inspection, item: int) -> str:
+  return inspection.titles[item] or f"(item {item}, without a title)"
+
+
+def _provenance(result: Result) -> dict[str, Any]:
+  """Where a run's metrics come from. Evaluations by 0.1.0 recorded less."""
+  metrics = result.metrics
+  versions, machine = metrics.get("versions", {}), metrics.get("machine", {})
+  settings = config_lib.flatten(metrics["config"])
+  return {
+    "name": result.name,
+    "facts": {
+      "evaluated": f"{metrics.get('date', 'date not recorded')}, {tables.describe_evaluation(metrics)}",
+      "versions": ", ".join(f"{name} {value}" for name, value in versions.items()) or "not recorded",
+      "commit": metrics.get("commit") or "not recorded",
+      "device": f"{machine['devices']} x {machine['device_kind']}, {machine['cores']} cores"
+      if machine
+      else "not recorded",
+      "command": metrics.get("command", "not recorded"),
+    },
+    "settings": [[name, str(value)] for name, value in settings.items()],
+  }

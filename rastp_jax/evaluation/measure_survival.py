@@ -46,9 +46,9 @@ def measure_survival(
 
   @jax.jit
   def dropped_at_of(params, history):
-    _, stages = nnx.merge(graph, params).encode_stages(history)
+    encoded, stages = nnx.merge(graph, params).encode_stages(history)
     mask = jnp.repeat(history[:, :, 0] >= 0, item_length, axis=1)
-    return dropped_at(mask, stages)
+    return dropped_at(mask, stages), jnp.sum(encoded.mask, axis=1)
 
   lengths = bucket_lengths(config.data, histories)
   batch_size = sharding.round_up(config.eval.batch_size, mesh.shape["data"])
@@ -57,15 +57,18 @@ def measure_survival(
     real = batch["user"] >= 0
     codes = sharding.place_rows(with_codes(batch, table)["history"], mesh)
     items = batch["history"][real]
-    stages = np.asarray(dropped_at_of(params, codes))[real].reshape(*items.shape, item_length)
+    stages, left = (np.asarray(found)[real] for found in dropped_at_of(params, codes))
+    stages = stages.reshape(*items.shape, item_length)
     found.append(
       (
         batch["user"][real],
         _align_right(items, items >= 0, -1, lengths[-1]),
         _align_right(stages, items >= 0, NO_TOKEN, lengths[-1]),
+        left,
       )
     )
-  return Survival(*(np.concatenate(parts) for parts in zip(*found, strict=True)), depth=semantic_ids.depth)
+  encoded, items, stages, left = (np.concatenate(parts) for parts in zip(*found, strict=True))
+  return Survival(encoded, items, stages, semantic_ids.depth, left)
 
 
 def _align_right(values: np.ndarray, real: np.ndarray, filler: int, size: int) -> np.ndarray:

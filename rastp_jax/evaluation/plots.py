@@ -1,184 +1,201 @@
-"""Plots of a comparison, as PNG bytes. A group of runs has the same colour in every plot."""
+"""Plots of a comparison, as SVG text, one pair of axes each. A group of runs has the same colour in every plot."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from rastp_jax.evaluation import tables
-from rastp_jax.evaluation.comparison import Group
+from rastp_jax.evaluation.comparison import Difference, Group
+from rastp_jax.evaluation.svg import Chart, ticks
 from rastp_jax.reduction.survival import Survival
-
-# Okabe and Ito's colours, which can be told apart with any kind of colour vision.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_STYLE: dict[Any, Any] = {
-  "font.size": 9,
-  "axes.spines.top": False,
-  "axes.spines.right": False,
-  "axes.grid": True,
-  "grid.color": "#e4e4e4",
-  "axes.axisbelow": True,
-  "legend.frameon": False,
-  "text.parse_math": False,  # names come from users and may hold dollar signs
-  "savefig.dpi": 110,
-}
 
 Log = Mapping[str, np.ndarray]
 
+_CURVE_POINTS = 200  # of a loss curve: more cannot be seen
 
-def learning_curves(groups: Sequence[Group], logs: Mapping[str, Log], metric: str) -> bytes:
-  """Loss and validation metric, against steps and against minutes of training; a line per run.
+
+def forest(groups: Sequence[Group], found: Sequence[Sequence[Difference]]) -> str:
+  """How each group differs from the first in every metric, relative to the first's mean, with its interval.
 
   Args:
-    groups: of runs.
-    logs: `Workdir.read_log` of every run, by its name.
-    metric: like "recall@10".
+    groups: the first one, and those that are compared with it.
+    found: of each of the latter, a difference per metric.
   """
-  return _drawn(_learning_curves, (10, 6), (2, 2), groups, logs, metric)
+  first, rows = groups[0], []
+  for colour, (group, differences) in enumerate(zip(groups[1:], found, strict=True), 1):
+    for difference in (one for one in differences if not one.metric.startswith("mrr")):
+      base = first.mean(difference.metric) or np.nan
+      rows.append(
+        (colour, group.name, difference, [v / base for v in (difference.value, difference.low, difference.high)])
+      )
+  values = [value for row in rows for value in row[3] if np.isfinite(value)] or [0.0]
+  low, high = min(0.0, *values), max(0.0, *values)
+  margin = 0.06 * (high - low or 1.0)
+  chart = Chart(
+    (low - margin, high + margin),
+    (len(rows), 0),
+    x_ticks=[(value, label if value else "0") for value, label in ticks(low - margin, high + margin, "{:+.0%}")],
+    y_ticks=[(number + 0.5, row[2].metric.replace("ndcg", "NDCG")) for number, row in enumerate(rows)],
+    x_label=f"difference to {first.name}, relative, {tables.CONFIDENCE:.0%} interval over users",
+    height=max(26 * len(rows), 60),
+    left=82,
+    grid="x",
+  )
+  chart.segment((0, 0), (len(rows), 0))
+  for number, (colour, name, difference, (value, start, end)) in enumerate(rows):
+    if np.isfinite(value):
+      chart.segment((start, end), (number + 0.5, number + 0.5), colour)
+      chart.dot(value, number + 0.5, colour, f"{name} - {first.name}, {tables.describe_difference(difference)}")
+  chart.legend([group.name for group in groups])
+  return chart.render("Differences to the first run in every metric, with intervals")
 
 
-def quality_and_cost(groups: Sequence[Group], metric: str) -> bytes | None:
-  """Quality against training time, and bars of training memory and decoding speed, a colour per group.
+def loss(groups: Sequence[Group], logs: Mapping[str, Log]) -> str:
+  """Training loss against steps; a line per run."""
+  return _curves(groups, logs, "loss", "step", "steps", "training loss, nats", "{:,.0f}")
 
-  Returns:
-    None while a run is not finished: its time and memory are not known yet.
-  """
-  if any(not group.values(key) for group in groups for key in ("training_seconds", "step_bytes")):
+
+def validation(groups: Sequence[Group], logs: Mapping[str, Log], metric: str, *, minutes: bool) -> str:
+  """A validation metric against steps or minutes of training; a line per run."""
+  x, label, form = ("seconds", "minutes of training", "{:g}") if minutes else ("step", "steps", "{:,.0f}")
+  return _curves(groups, logs, f"validation/{metric}", x, label, f"validation {metric}", form)
+
+
+def _curves(groups, logs, key, x, x_label, y_label, form) -> str:
+  lines = []
+  for colour, group in enumerate(groups):
+    for result in group.results:
+      log = logs[result.name]
+      known = np.flatnonzero(~np.isnan(log[key])) if key in log else np.zeros(0, int)
+      if len(known):
+        known = known[np.unique(np.linspace(0, len(known) - 1, min(len(known), _CURVE_POINTS)).astype(int))]
+        lines.append(
+          (colour, result.name, log["step"][known], log[x][known] / (60 if x == "seconds" else 1), log[key][known])
+        )
+  right = max((line[3].max() for line in lines), default=1.0)
+  low = min((line[4].min() for line in lines), default=0.0)
+  high = max((line[4].max() for line in lines), default=1.0)
+  pad = 0.05 * (high - low or 1.0)
+  chart = Chart(
+    (0, right),
+    (low - pad, high + pad),
+    x_ticks=ticks(0, right, form),
+    y_ticks=ticks(low - pad, high + pad),
+    x_label=x_label,
+    y_label=y_label,
+  )
+  for colour, name, steps, xs, ys in lines:
+    dotted = len(xs) <= 40
+    tips = [f"{name}, step {step:,.0f}: {y:.4f}" for step, y in zip(steps, ys, strict=True)] if dotted else ()
+    chart.line(xs, ys, colour, tips)
+  chart.legend([group.name for group in groups])
+  return chart.render(f"{y_label} against {x_label}")
+
+
+def quality_and_time(groups: Sequence[Group], metric: str) -> str | None:
+  """Quality against training time, a dot per group, with deviations over seeds; None while a run is not finished."""
+  if any(not group.values("training_seconds") for group in groups):
     return None
-  return _drawn(_quality_and_cost, (10, 3.4), (1, 3), groups, metric)
+  base = groups[0].mean("training_seconds") or 1.0
+  times = [np.asarray(group.values("training_seconds")) / base for group in groups]
+  means = [group.mean(metric) or 0.0 for group in groups]
+  spreads = [group.deviation(metric) or 0.0 for group in groups]
+  low = min(m - s for m, s in zip(means, spreads, strict=True))
+  high = max(m + s for m, s in zip(means, spreads, strict=True))
+  pad = 0.15 * (high - low or high or 1.0)
+  right = 1.1 * max(time.max() for time in times)
+  chart = Chart(
+    (0, right),
+    (low - pad, high + pad),
+    x_ticks=ticks(0, right),
+    y_ticks=ticks(low - pad, high + pad),
+    x_label=f"training time, {groups[0].name} = 1",
+    y_label=metric,
+  )
+  for colour, (group, time, mean, spread) in enumerate(zip(groups, times, means, spreads, strict=True)):
+    at = float(time.mean())
+    if len(time) > 1:
+      side = float(time.std(ddof=1))
+      chart.segment((at - side, at + side), (mean, mean), colour)
+      chart.segment((at, at), (mean - spread, mean + spread), colour)
+    chart.dot(at, mean, colour, f"{group.name}: {metric} {mean:.4f} in {at * base / 60:,.1f} minutes")
+  chart.legend([group.name for group in groups])
+  return chart.render(f"{metric} against training time")
 
 
-def breakdowns(groups: Sequence[Group], metric: str) -> bytes:
-  """A metric by length of history and by popularity of the target; a bar per group of runs."""
-  return _drawn(_breakdowns, (10, 3.6), (1, 2), groups, metric)
+def bars(groups: Sequence[Group], key: str, scale: float, label: str) -> str | None:
+  """A bar per group with the mean of one quantity; None where a run lacks it."""
+  means = [group.mean(key) for group in groups]
+  if any(mean is None for mean in means):
+    return None
+  values = [(mean or 0.0) * scale for mean in means]
+  top = 1.12 * max(values) or 1.0
+  chart = Chart((0, len(groups)), (0, top), x_ticks=(), y_ticks=ticks(0, top, "{:,g}", 4), y_label=label)
+  for index, (group, value) in enumerate(zip(groups, values, strict=True)):
+    chart.box((index + 0.2, index + 0.8), (0, value), index, f"{group.name}: {value:,.0f}")
+    chart.text(index + 0.5, value, f"{value:,.0f}")
+  chart.legend([group.name for group in groups])
+  return chart.render(label)
 
 
-def survival(survival: Survival) -> bytes:
-  """How often tokens survive: by level and recency together, by level, and by recency with separators apart."""
-  return _drawn(_survival, (10, 3.4), (1, 3), survival, width_ratios=(2, 1, 1.3))
+def breakdown(groups: Sequence[Group], grouped_by: str, metric: str) -> str:
+  """A metric by length of history or by popularity of the target; a bar per group of runs."""
+  head, *rows = tables.breakdown(groups, grouped_by, metric)
+  heights = [[float(cell) for cell in row[2:]] for row in rows]
+  top = 1.05 * max(max(row) for row in heights) or 1.0
+  chart = Chart(
+    (0, len(rows)),
+    (0, top),
+    x_ticks=[(index + 0.5, f"{row[0]}\n{row[1]}") for index, row in enumerate(rows)],
+    y_ticks=ticks(0, top),
+    x_label=f"{head[0]} (below: users)",
+    y_label=metric,
+  )
+  width = 0.84 / len(groups)
+  for index, (row, values) in enumerate(zip(rows, heights, strict=True)):
+    for number, (group, value) in enumerate(zip(groups, values, strict=True)):
+      left = index + 0.08 + number * width
+      chart.box((left, left + width), (0, value), number, f"{group.name}, {row[0]}: {value:.4f} ({row[1]} users)")
+  chart.legend([group.name for group in groups])
+  return chart.render(f"{metric} by {head[0]}")
 
 
-def _drawn(draw, size, shape, *content, width_ratios=None) -> bytes:
-  with matplotlib.rc_context(_STYLE):
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure, figure.subplots(*shape, squeeze=False, width_ratios=width_ratios), *content)
-    buffer = io.BytesIO()
-    # Without the version of matplotlib in it, the same runs give the same bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-  return buffer.getvalue()
-
-
-def _learning_curves(figure, axes, groups, logs, metric):
-  for row, (key, heading) in enumerate(
-    [("loss", "training loss, nats"), (f"validation/{metric}", f"validation {metric}")]
-  ):
-    for column, (x, unit) in enumerate([("step", "steps"), ("seconds", "minutes of training")]):
-      axis = axes[row, column]
-      for colour, group in zip(_colours(groups), groups, strict=True):
-        for index, result in enumerate(group.results):
-          log = logs[result.name]
-          known = ~np.isnan(log[key]) if key in log else np.zeros(0, bool)
-          if known.any():
-            scale = 1 / 60 if x == "seconds" else 1
-            axis.plot(
-              log[x][known] * scale,
-              log[key][known],
-              color=colour,
-              linewidth=1.4,
-              marker="." if row else None,
-              alpha=1 if len(group.results) == 1 else 0.7,
-              label=None if index else group.name,
-            )
-      axis.set(xlabel=unit, ylabel=heading)
-      axis.xaxis.set_major_formatter("{x:,.0f}" if x == "step" else "{x:g}")
-      axis.set_xlim(left=0)
-  axes[0, 0].legend()
-
-
-def _quality_and_cost(figure, axes, groups, metric):
-  quality, memory, speed = axes[0]
-  base = groups[0].mean("training_seconds")
-  colours = _colours(groups)
-  for colour, group in zip(colours, groups, strict=True):
-    times = np.asarray(group.values("training_seconds")) / base
-    values = group.values(metric)
-    quality.scatter(times, values, color=colour, s=14, alpha=0.5, linewidths=0)
-    quality.errorbar(
-      times.mean(),
-      np.mean(values),
-      xerr=times.std(ddof=1) if len(times) > 1 else None,
-      yerr=group.deviation(metric),
-      color=colour,
-      marker="o",
-      capsize=3,
-      label=group.name,
-    )
-  quality.set(xlabel=f"training time, {groups[0].name} = 1", ylabel=metric)
-  quality.margins(x=0.1, y=0.25)
-  quality.set_xlim(left=0)
-  quality.legend()
-  for axis, key, scale, heading in (
-    (memory, "step_bytes", 1e-6, "memory of a training step, MB"),
-    (speed, "users_per_second", 1.0, "users decoded per second"),
-  ):
-    means = [group.mean(key) * scale for group in groups]
-    bars = axis.bar(range(len(groups)), means, color=colours, width=0.6)
-    axis.bar_label(bars, fmt="{:,.0f}")
-    axis.set_xticks(range(len(groups)), [_wrapped(group.name) for group in groups])
-    axis.set_ylabel(heading)
-    axis.yaxis.set_major_formatter("{x:,.0f}")
-    axis.grid(axis="x", visible=False)
-
-
-def _breakdowns(figure, axes, groups, metric):
-  for axis, grouped_by in zip(axes[0], tables.GROUPED_BY, strict=True):
-    head, *rows = tables.breakdown(groups, grouped_by, metric)
-    width = 0.8 / len(groups)
-    for index, (colour, group) in enumerate(zip(_colours(groups), groups, strict=True)):
-      heights = [float(row[2 + index]) for row in rows]
-      offsets = np.arange(len(rows)) + (index - (len(groups) - 1) / 2) * width
-      axis.bar(offsets, heights, width, color=colour, label=group.name)
-    axis.set_xticks(range(len(rows)), [f"{row[0]}\n{row[1]}" for row in rows])
-    axis.set(xlabel=f"{head[0]} (below: users)", ylabel=metric)
-    axis.grid(axis="x", visible=False)
-  axes[0, 0].legend()
-
-
-def _survival(figure, axes, survival):
-  grid, bars, lines = axes[0]
+def survival_grid(survival: Survival, kinds: Sequence[str]) -> str:
+  """How often tokens survive, by what they are and by recency of their item: the darker, the more often."""
   shares = survival.by_recency()
   shares = shares[: int((~np.isnan(shares).all(1)).sum())]
-  image = grid.imshow(shares.T, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-  grid.set_yticks(range(len(survival.kinds)), survival.kinds)
-  step = max(1, len(shares) // 8)
-  grid.set_xticks(range(0, len(shares), step), range(1, len(shares) + 1, step))
-  grid.set_xlabel("items back from the target (1 = most recent)")
-  grid.grid(visible=False)
-  figure.colorbar(image, ax=grid, label="share that survives", pad=0.02, format="{x:.0%}")
-  drawn = bars.barh(range(len(survival.kinds)), survival.by_kind(), color=COLOURS[0], height=0.6)
-  bars.bar_label(drawn, fmt="{:.0%}", padding=2)
-  bars.set_yticks(range(len(survival.kinds)), survival.kinds)
-  bars.invert_yaxis()
-  bars.set(xlabel="share that survives", xlim=(0, 1.15))
-  bars.xaxis.set_major_formatter("{x:.0%}")
-  bars.set_xticks([0, 0.5, 1])
-  bars.grid(axis="y", visible=False)
-  back = np.arange(1, len(shares) + 1)
-  lines.plot(back, shares[:, : survival.depth].mean(1), color=COLOURS[0], marker=".", label="codes")
-  if len(survival.kinds) > survival.depth:
-    lines.plot(back, shares[:, survival.depth], color=COLOURS[1], marker=".", label="separators")
-  lines.set(xlabel="items back from the target", ylabel="share that survives", ylim=(0, 1.02))
-  lines.yaxis.set_major_formatter("{x:.0%}")
-  lines.legend()
+  step = max(1, -(-len(shares) // 8))
+  chart = Chart(
+    (0, len(shares)),
+    (len(kinds), 0),
+    x_ticks=[(back + 0.5, str(back + 1)) for back in range(0, len(shares), step)],
+    y_ticks=[(number + 0.5, kind) for number, kind in enumerate(kinds)],
+    x_label="items back from the target (1 = most recent)",
+    height=34 * len(kinds),
+    left=104,
+    grid="",
+  )
+  for back, row in enumerate(shares):
+    for number, (kind, share) in enumerate(zip(kinds, row, strict=True)):
+      if not np.isnan(share):
+        tip = f"{kind}, {back + 1} back: {share:.0%} survive"
+        chart.box((back + 0.04, back + 0.96), (number + 0.05, number + 0.95), 0, tip, opacity=0.06 + 0.94 * share)
+  return chart.render("Share of tokens that survive, by level and recency")
 
 
-def _colours(groups: Sequence[Group]) -> list[str]:
-  return [COLOURS[index % len(COLOURS)] for index in range(len(groups))]
-
-
-def _wrapped(name: str) -> str:
-  """A workdir with a line break after each slash, so that labels do not overlap."""
-  return name.replace("/", "/\n")
+def survival_by_kind(survival: Survival, kinds: Sequence[str]) -> str:
+  """The share of a user's tokens of each kind that survives."""
+  chart = Chart(
+    (0, 1.12),
+    (len(kinds), 0),
+    x_ticks=[(value, f"{value:.0%}") for value in (0, 0.25, 0.5, 0.75, 1)],
+    y_ticks=[(number + 0.5, kind) for number, kind in enumerate(kinds)],
+    x_label="share that survives, mean over users",
+    height=34 * len(kinds),
+    left=104,
+    grid="x",
+  )
+  for number, (kind, share) in enumerate(zip(kinds, survival.by_kind(), strict=True)):
+    chart.box((0, share), (number + 0.2, number + 0.8), 0, f"{kind}: {share:.1%}")
+    chart.text(share + 0.015, number + 0.5, f"{share:.0%}", "start", up=-4)
+  return chart.render("Share of tokens that survive, by level")

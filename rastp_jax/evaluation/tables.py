@@ -6,7 +6,7 @@ from typing import Any
 
 from rastp_jax import config as config_lib
 from rastp_jax.errors import InputError
-from rastp_jax.evaluation.comparison import CONFIDENCE, RESAMPLES, Group, compare
+from rastp_jax.evaluation.comparison import CONFIDENCE, RESAMPLES, Difference, Group, compare
 from rastp_jax.runtime.text_tables import align, markdown
 
 Rows = list[list[str]]
@@ -21,6 +21,7 @@ _BEFORE = {
   "beam_width": ("beams", "{:,.0f}", 1.0),
 }
 _AFTER = {"users_per_second": ("users/s", "{:,.0f}", 1.0)}
+_RATIO = "ratio to the first"
 GROUPED_BY = {"history_items": "items in the history", "target_seen": "target seen in training"}
 
 
@@ -29,7 +30,7 @@ def comparison(groups: Sequence[Group]) -> Rows:
   head = [""]
   for index, group in enumerate(groups):
     seeds = f" ({len(group.results)} seeds)" if len(group.results) > 1 else ""
-    head += [group.name + seeds] + ["ratio to the first"] * (index > 0)
+    head += [group.name + seeds] + [_RATIO] * (index > 0)
   rows = [head]
   for key, (heading, form, scale) in {**_BEFORE, **_metrics(groups), **_AFTER}.items():
     means = [mean for group in groups if (mean := group.mean(key)) is not None]
@@ -43,6 +44,15 @@ def comparison(groups: Sequence[Group]) -> Rows:
         row.append(f"{mean / means[0]:.2f}x" if means[0] else "-")
     rows.append(row)
   return rows
+
+
+def split_equal(rows: Rows) -> tuple[Rows, list[str]]:
+  """Of a `comparison`, the rows in which groups differ, and a text for each of those where all are equal."""
+  if len(rows[0]) == 2:  # a single group
+    return rows, []
+  columns = [number for number, name in enumerate(rows[0]) if number and name != _RATIO]
+  equal = [row for row in rows[1:] if len({row[number] for number in columns}) == 1]
+  return [row for row in rows if row not in equal], [f"{row[0]} {row[1]}" for row in equal]
 
 
 def differences(groups: Sequence[Group]) -> Rows:
@@ -60,6 +70,11 @@ def differences(groups: Sequence[Group]) -> Rows:
       for found in compare(groups[0], group)
     ]
   return rows
+
+
+def describe_difference(found: Difference) -> str:
+  """'recall@10: -0.0120 (-0.0160 to -0.0070), p 0.0002'."""
+  return f"{found.metric}: {found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}), p {found.p:.4f}"
 
 
 def difference_note(groups: Sequence[Group]) -> str:

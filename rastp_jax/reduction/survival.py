@@ -41,12 +41,14 @@ class Survival:
     items: int32 (U, N) item rows, the most recent one last, -1 where the history is shorter.
     dropped_at: int8 (U, N, P): `SURVIVED`, the stage (from 1) that dropped the token, or `NO_TOKEN`.
     depth: codes per item; dropped_at[..., depth] is the separator, if there is one.
+    left: int64 (U,) tokens at the end of the encoder, where merged ones are one; None if they were not counted.
   """
 
   users: np.ndarray
   items: np.ndarray
   dropped_at: np.ndarray
   depth: int
+  left: np.ndarray | None = None
 
   @property
   def kinds(self) -> list[str]:
@@ -58,7 +60,11 @@ class Survival:
     """Those users from whom the reduction took a token at all."""
     chosen = (self.dropped_at > SURVIVED).any((1, 2))
     return dataclasses.replace(
-      self, users=self.users[chosen], items=self.items[chosen], dropped_at=self.dropped_at[chosen]
+      self,
+      users=self.users[chosen],
+      items=self.items[chosen],
+      dropped_at=self.dropped_at[chosen],
+      left=None if self.left is None else self.left[chosen],
     )
 
   def by_kind(self) -> np.ndarray:
