@@ -1,7 +1,9 @@
 """Recommendations: what is asked comes back, in order, from the catalogue, once each."""
 
+import csv
 import dataclasses
 import gzip
+import io
 import json
 import os
 import threading
@@ -15,6 +17,7 @@ from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.serving import recommendation_files, recommender
 from rastp_jax.serving.recommender import Recommendation, Recommender, UserRecommendations
+from rastp_jax.training import workdir
 from tests.helpers.commands import command
 from tests.helpers.saved import make_saved
 
@@ -268,3 +271,51 @@ def test_the_binary(published_run, tmp_path):
   (line,) = map(json.loads, (tmp_path / "recs.jsonl").read_text().splitlines())
   ids = {item["item_id"] for item in line["recommendations"]}
   assert line["user"] == "a" and len(ids) == 4 and not ids & {"3", "4"}
+
+
+def test_csv_has_a_row_per_recommendation(ours, lines, tmp_path):
+  as_json, as_csv, gzipped = (tmp_path / name for name in ("recs.jsonl", "recs.csv", "recs.csv.gz"))
+  some = [*lines[:5], ({"id": 7}, ["1", "2"]), ("nobody", [])]
+  for path in (as_json, as_csv, gzipped):
+    recommendation_files.write_recommendations(path, some, ours.stream)
+  rows = list(csv.DictReader(io.StringIO(as_csv.read_text())))
+  expected = [
+    {
+      "user": line["user"] if isinstance(line["user"], str) else json.dumps(line["user"]),
+      "rank": str(rank),
+      **{name: str(value) for name, value in item.items()},
+    }
+    for line in map(json.loads, as_json.read_text().splitlines())
+    for rank, item in enumerate(line["recommendations"], 1)
+  ]
+  assert rows == expected and len(rows) == 60 and list(rows[0]) == ["user", "rank", "item_id", "asin", "title", "score"]
+  assert gzip.decompress(gzipped.read_bytes()) == as_csv.read_bytes()
+
+
+def test_asins_are_written_only_where_there_are_any(ours, lines, tmp_path):
+  for name in ("recs.jsonl", "recs.csv"):
+    recommendation_files.write_recommendations(tmp_path / name, lines[:3], ours.stream, asins=False)
+    assert "asin" not in (tmp_path / name).read_text() and "title" in (tmp_path / name).read_text()
+
+
+def test_a_run_is_found_below_a_directory(tmp_path):
+  assert workdir.find_run(tmp_path) == tmp_path
+  for name in ("dense", "deeper/rastp"):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "config.json").write_text("{}")
+    if name == "dense":
+      assert workdir.find_run(tmp_path) == tmp_path / "dense" == workdir.find_run(tmp_path / "dense")
+  with pytest.raises(InputError, match="holds 2 runs: give one of them, .*deeper/rastp, .*dense"):
+    Recommender.load(tmp_path)
+  with pytest.raises(InputError, match="give one of the runs below it: .*dense"):
+    workdir.Workdir(tmp_path).read_config()
+
+
+def test_after_a_warm_up_nothing_is_compiled():
+  fresh = Recommender(*make_saved())
+  fresh.warm_up(k=5)
+  (decode,) = fresh._decoders.values()
+  compiled = decode._cache_size()
+  assert compiled == 2  # two lengths; a batch of one user is as large as a full one on eight devices
+  fresh.recommend([["1", "2"], ["3"] * 12, *[["4"] * 7] * 9], k=5)
+  assert decode._cache_size() == compiled

@@ -1,15 +1,18 @@
-"""Reads histories and writes recommendations, one JSON object per line, in constant memory.
+"""Reads histories and writes recommendations, in constant memory: JSON lines, or CSV under a name that ends with .csv.
 
 A line of the input:   {"user": "A1", "history": ["B004756YJA", "B004ZT0SSG"]}
 A line of the output:  {"user": "A1", "recommendations": [{"item_id": …, "asin": …, "title": …, "score": …}, …],
                         "unknown_items": 0}
+The same as CSV:       user,rank,item_id,asin,title,score, a row per recommendation, ranks from 1
 
-Files whose name ends with .gz are compressed.
+`asin` is there where the catalogue has ASINs. Files whose name ends with .gz are compressed.
 """
 
 import contextlib
+import csv
 import dataclasses
 import gzip
+import io
 import itertools
 import os
 import pathlib
@@ -20,11 +23,12 @@ from typing import IO, Any
 
 import tqdm
 
+from rastp_jax.data import prepared
 from rastp_jax.data.histories import Histories
 from rastp_jax.data.items import Item
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import files
-from rastp_jax.serving.recommender import Recommender, UserRecommendations
+from rastp_jax.serving.recommender import Recommendation, Recommender, UserRecommendations
 from rastp_jax.training import runs
 from rastp_jax.training.workdir import Workdir
 
@@ -95,9 +99,10 @@ def recommend_to_file(
 
   Args:
     workdir: of the run.
-    output: JSON lines, replaced once they are complete; see `files.open_atomic`. None of the files that are read.
+    output: JSON lines or CSV, replaced once complete; see `files.open_atomic`. None of the files that are read.
     input_path: a file of histories, or a device or FIFO, read once; None for those of `split`.
-    split: "test" or "validation": without a file, every prepared user's history before that held-out item.
+    split: without a file, whose histories: "test" or "validation", every prepared user's before that held-out item, or
+      "all", every prepared user's whole one.
     k: recommendations per user.
     exclude_history: see `Recommender.recommend`.
     overrides: see `runs.load_model`.
@@ -112,12 +117,15 @@ def recommend_to_file(
     total = count_histories(input_path)
   saved = runs.load_model(workdir, overrides)
   recommender = Recommender.from_saved(saved)
-  if input_path is None:
+  if input_path is None and split == "all":
+    lines = whole_histories(saved.config.data.data_dir, saved.config.data.dataset)
+  elif input_path is None:
     lines, total = held_out_histories(saved.histories, recommender.items, split), saved.histories.num_users
   else:
     lines = read_histories(input_path)
   answers = lambda histories: recommender.stream(histories, k, exclude_history=exclude_history)
-  return write_recommendations(output, lines, answers, total=total)
+  asins = any(item.asin for item in recommender.items)
+  return write_recommendations(output, lines, answers, total=total, asins=asins)
 
 
 def read_histories(path: str | os.PathLike) -> Iterator[Line]:
@@ -168,12 +176,22 @@ def held_out_histories(histories: Histories, items: Sequence[Item], split: str) 
     yield user, [items[row].item_id for row in histories.items[start : end - 1]]
 
 
+def whole_histories(data_dir: str, dataset: str) -> Iterator[Line]:
+  """Every prepared user's whole history, also of users without held-out items, as lines with item ids."""
+  dataset_on_disk = prepared.open_prepared(data_dir, dataset)
+  ids = [item.item_id for item in dataset_on_disk.items]
+  users, items, offsets = dataset_on_disk.histories()
+  for user, start, end in zip(users, offsets[:-1], offsets[1:], strict=True):
+    yield user, [ids[row] for row in items[start:end]]
+
+
 def write_recommendations(
   path: str | os.PathLike,
   lines: Iterable[Line],
   answers: Callable[[Iterator[Sequence[str | int]]], Iterator[UserRecommendations]],
   *,
   total: int | None = None,
+  asins: bool = True,
 ) -> FileSummary:
   """Writes each line's recommendations in the same order, whole or not at all, with a progress bar on stderr.
 
@@ -182,6 +200,7 @@ def write_recommendations(
     lines: users and histories.
     answers: turns an iterator of histories into an iterator of answers, like `Recommender.stream`.
     total: number of lines, if known.
+    asins: whether the catalogue has any.
 
   Raises:
     InputError: the output cannot be written, or what `lines` raises.
@@ -190,14 +209,11 @@ def write_recommendations(
   lines, for_users = itertools.tee(lines)  # tee holds only the users who wait for their answer
   try:
     with files.open_atomic(path) as file, _compressed(file, pathlib.Path(path)) as out:
+      as_csv = pathlib.Path(path).name.endswith((".csv", ".csv.gz"))
+      write = _csv_writer(out, asins) if as_csv else _json_writer(out, asins)
       answered = zip(for_users, answers(history for _, history in lines), strict=True)
       for (user, _), answer in tqdm.tqdm(answered, total=total, unit=" users", unit_scale=True, mininterval=1.0):
-        line = {
-          "user": user,
-          "recommendations": [dataclasses.asdict(item) for item in answer.recommendations],
-          "unknown_items": len(answer.unknown_items),
-        }
-        out.write(files.to_json(line, escaped=False).encode() + b"\n")
+        write(user, answer)
         summary.add(answer)
   except OSError as error:
     raise InputError(
@@ -205,6 +221,41 @@ def write_recommendations(
     ) from error
   summary.seconds = time.perf_counter() - start
   return summary
+
+
+Write = Callable[[Any, UserRecommendations], object]  # of one user
+
+
+def _fields(item: Recommendation, asins: bool) -> dict[str, Any]:
+  """What is written of a recommendation."""
+  return {name: value for name, value in dataclasses.asdict(item).items() if asins or name != "asin"}
+
+
+def _json_writer(out: IO[bytes] | gzip.GzipFile, asins: bool) -> Write:
+  def write(user: Any, answer: UserRecommendations) -> None:
+    recommendations = [_fields(item, asins) for item in answer.recommendations]
+    line = {"user": user, "recommendations": recommendations, "unknown_items": len(answer.unknown_items)}
+    out.write(files.to_json(line, escaped=False).encode() + b"\n")
+
+  return write
+
+
+def _csv_writer(out: IO[bytes] | gzip.GzipFile, asins: bool) -> Write:
+  """Writes the heading, and returns what writes a user's rows: none where there is no recommendation."""
+  names = [field.name for field in dataclasses.fields(Recommendation) if asins or field.name != "asin"]
+
+  def write_rows(rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    out.write(text.getvalue().encode())
+
+  def write(user: Any, answer: UserRecommendations) -> None:
+    name = user if isinstance(user, str) else files.to_json(user, escaped=False)
+    items = enumerate(answer.recommendations, 1)
+    write_rows([name, rank, *_fields(item, asins).values()] for rank, item in items)
+
+  write_rows([["user", "rank", *names]])
+  return write
 
 
 def _compressed(file: IO[bytes], path: pathlib.Path):

@@ -29,6 +29,7 @@ from rastp_jax.generation.decode import item_tables, make_decode
 from rastp_jax.generation.mixture import Answers
 from rastp_jax.runtime import sharding
 from rastp_jax.training import runs
+from rastp_jax.training import workdir as workdir_lib
 from rastp_jax.training.runs import SavedModel
 
 DEFAULT_K = 10  # recommendations per user
@@ -120,14 +121,15 @@ class Recommender:
     """The best checkpoint of a training run.
 
     Args:
-      workdir: of the run, finished or still running.
-      overrides: "SECTION.FIELD=VALUE" settings that differ from the run's, within `runs.overridable`, like
+      workdir: of the run, finished or still running; or a directory above a single run.
+      overrides: "SECTION.FIELD=VALUE" settings that differ from the run's, within `config.overridable`, like
         "data.data_dir=/data" where the dataset has moved, or "eval.beam_width=50".
 
     Raises:
-      InputError: there is no such run, or its data is not where its config says.
+      InputError: there is no such run, there are several below the directory (the sentence names them), or the run's
+        data is not where its config says.
     """
-    return cls.from_saved(runs.load_model(workdir, overrides))
+    return cls.from_saved(runs.load_model(workdir_lib.find_run(workdir), overrides))
 
   @classmethod
   def from_saved(cls, saved: SavedModel) -> "Recommender":
@@ -169,6 +171,19 @@ class Recommender:
         stacklevel=2,
       )
     return [answer.recommendations for answer in answers]
+
+  def warm_up(self, k: int = DEFAULT_K, *, exclude_history: bool = False, beam_width: int | None = None) -> None:
+    """Compiles what `recommend` with these arguments needs, so that the first users do not wait for it.
+
+    It takes seconds to a minute per length of `data.bucket_lengths`, once per process. `exclude_history` may still
+    compile for users who have more distinct items than the longest of these lengths.
+    """
+    known = [item.item_id for item in self.items]
+    for length in self._lengths:
+      history = (known * -(-length // len(known)))[:length]
+      for users in dict.fromkeys((1, self._batch_size)):
+        for _ in self.stream([history] * users, k, exclude_history=exclude_history, beam_width=beam_width):
+          pass
 
   def stream(
     self,
