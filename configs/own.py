@@ -13,6 +13,7 @@ from rastp_jax.configs import base
 def get_config(variants: str = ""):
   config = base.get_config(variants)
   config.data.dataset = "own"
+  config.semantic_ids.levels = config.semantic_ids.codebook_size = 0  # chosen to fit the catalogue
   config.data.columns = ()  # names in order, if the interactions file has no header
   config.data.user_column = "user"
   config.data.item_column = "item"

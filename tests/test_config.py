@@ -28,6 +28,15 @@ def test_config_files_are_sound(name, variants):
   assert config_lib.from_dict(json.loads(config_lib.to_json(config))) == config
 
 
+@pytest.mark.parametrize(("items", "sizes"), [(3, (2, 4)), (385, (2, 64)), (4096, (2, 128)), (12_101, (3, 256))])
+def test_code_sizes_follow_from_the_catalogue(items, sizes):
+  asked = config_lib.SemanticIdsConfig(levels=0, codebook_size=0)
+  found = asked.sized(items)
+  assert (found.levels, found.codebook_size) == sizes and found.codebook_size**found.levels >= 4 * items
+  assert config_lib.SemanticIdsConfig(levels=4, codebook_size=0).sized(items).levels == 4
+  assert Config().semantic_ids.sized(items) == Config().semantic_ids
+
+
 def test_the_default_is_paper_sized():
   model = Config().model
   sizes = (model.d_model, model.num_heads, model.head_dim, model.d_ff, model.encoder_blocks, model.decoder_blocks)

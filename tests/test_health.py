@@ -102,6 +102,18 @@ def test_useful_codes_are_told_from_random_and_collapsed_ones():
   assert "COLLAPSED" not in health.describe(useful)
 
 
+def test_levels_with_nothing_left_to_code_are_named_and_not_called_collapsed():
+  pairs = np.stack(np.divmod(np.arange(64), 8), 1)
+  ids = SemanticIds.from_learned(np.concatenate([pairs, np.zeros((64, 1), int)], 1), 8, {})
+  metrics = health.measure(ids)
+  assert metrics["advice"] == ["Level 2 has nothing left to code: two levels are enough (semantic_ids.levels=2)."]
+  assert not metrics["collapsed"] and metrics["largest_group_by_level"] == [8, 1, 1]
+  # The same told from the vectors: equal items share their codes, and the first level has coded all there was.
+  twins = SemanticIds.from_learned(np.stack([np.arange(64) // 2, np.zeros(64, int)], 1), 32, {})
+  metrics = health.measure(twins, HealthInputs(errors=[0.001, 0.001]))
+  assert "one level is enough" in metrics["advice"][0] and "100 % of the items share" in metrics["advice"][1]
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_plot_is_a_picture_whatever_is_known(known):
   ids = random_ids()

@@ -289,10 +289,12 @@ def test_the_documented_commands_run_to_the_last(tmp_path):
     (tmp_path / "raw" / name).write_text(content)
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   commands = re.findall(r"^python -m (rastp_jax\.\w+ .*)$", text, re.MULTILINE)
-  assert [line.split()[0].partition(".")[2] for line in commands] == ["prepare", "train", "evaluate", "recommend"]
+  names = [line.split()[0].partition(".")[2] for line in commands]
+  assert names == ["prepare", "train", "evaluate", "recommend", "experiment"]
   for line in commands:
     code, _, err = command(*line.split(), cwd=tmp_path)
     assert code == 0, err
-  answers = [json.loads(line) for line in (tmp_path / "runs/shop/recommendations.jsonl").read_text().splitlines()]
-  assert [answer["user"] for answer in answers] == ["ann", "bob"]
-  assert all(len(answer["recommendations"]) == 3 for answer in answers)
+  heading, *rows = (tmp_path / "runs/shop/recommendations.csv").read_text().splitlines()
+  assert heading == "user,rank,item_id,title,score"  # no ASINs here
+  assert [row.split(",")[:2] for row in rows] == [[user, str(rank)] for user in ("ann", "bob") for rank in (1, 2, 3)]
+  assert set(json.loads((tmp_path / "runs/shop/baselines.json").read_text())["models"]) == {"popularity", "counts"}

@@ -6,12 +6,14 @@ nothing else holds a default. What relates several settings is checked by the se
 
 import dataclasses
 import datetime
+import math
 import re
 from typing import Any, ClassVar
 
 from rastp_jax.config.fields import Duration, Makes, May, Methods, Section, WithMethods, one_of, setting
 from rastp_jax.errors import InputError
 
+_SMALL_CATALOGUE = 4096  # items
 ANYWHERE = May.RESUME | May.DECODE | May.SEED
 LARGEST_SEED = 2**32 - 1  # JAX leaves out the bits above
 WATCHING = May.RESUME | May.SEED  # what is looked at, and how often; no step's result
@@ -26,7 +28,9 @@ QUANTIZERS = Methods("rastp_jax.semantic_ids.quantizers.registry", "QUANTIZERS")
 class DataConfig(Section):
   """Which interactions are read, and in which batches."""
 
-  dataset: str = setting("beauty", "beauty, sports, toys, synthetic, or a name for your own data: a-z, 0-9 and _")
+  dataset: str = setting(
+    "beauty", "beauty, sports, toys, synthetic, synthetic_long, or a name of your own: a-z, 0-9, _"
+  )
   data_dir: str = setting("data", "prepared datasets and semantic IDs are here", may=ANYWHERE | May.HOST)
   max_items: int = setting(29, "history items a model reads at most (the most recent ones)", at_least=1)
   bucket_lengths: tuple[int, ...] = setting(
@@ -154,8 +158,10 @@ class SemanticIdsConfig(WithMethods):
   METHODS: ClassVar[Methods] = QUANTIZERS
 
   method: str = setting("residual_kmeans", "how codes are learned", choices=QUANTIZERS, makes=Makes.CODES)
-  levels: int = setting(3, "learned levels", at_least=1, makes=Makes.CODES)
-  codebook_size: int = setting(256, "codes per level", at_least=2, makes=Makes.CODES)
+  levels: int = setting(3, "learned levels; 0: chosen to fit the catalogue", at_least=0, makes=Makes.CODES)
+  codebook_size: int = setting(
+    256, "codes per level; 0: chosen to fit the catalogue, as are the levels", at_least=0, makes=Makes.CODES
+  )
   collisions: str = setting(
     "extra_level",
     "items with equal codes: one more level tells them apart (TIGER), or they move to the next free code of the last "
@@ -187,6 +193,21 @@ class SemanticIdsConfig(WithMethods):
     if not self.embeddings.endswith((".npy", ".npz")):
       choices = ("auto", "tfidf_svd", "sentence_transformers", "FILE.npy", "FILE.npz")
       one_of(self.embeddings, choices, "semantic_ids.embeddings")
+    if self.codebook_size == 1:
+      raise InputError(
+        "config.semantic_ids.codebook_size=1 tells no items apart: expected at least 2, or 0 to have it chosen."
+      )
+
+  def sized(self, num_items: int) -> "SemanticIdsConfig":
+    """The same with levels and codebook_size settled, where they are 0, for a catalogue of this size.
+
+    Up to 4,096 items two levels do, with about four times as many pairs of codes as items; above, 3 levels of 256.
+    """
+    small = num_items <= _SMALL_CATALOGUE
+    fitting = 2 ** max(2, math.ceil(math.log2(math.sqrt(4 * max(num_items, 1))))) if small else 256
+    return dataclasses.replace(
+      self, levels=self.levels or (2 if small else 3), codebook_size=self.codebook_size or fitting
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +332,7 @@ class ReductionConfig(WithMethods):
     data, ids = config.data, config.semantic_ids
     item_length = ids.levels + (ids.collisions == "extra_level") + config.model.separator
     positions = max(data.bucket_lengths, default=data.max_items) * item_length
-    if self.keep_tokens and max(self.keep_tokens) > positions:
+    if self.keep_tokens and ids.levels and max(self.keep_tokens) > positions:
       raise InputError(
         f"config.reduction.keep_tokens={self.keep_tokens} is above the longest history's {positions} positions (the "
         "last of data.bucket_lengths x tokens per item): keep fewer, or use reduction.method='none' for a dense model."
@@ -341,7 +362,7 @@ class TrainConfig(Section):
   warmup: str = setting("2 percent", "the learning rate rises linearly for that long")
   schedule: str = setting("cosine", "after warm-up: to 0, or as it is", choices=("cosine", "constant"))
   clip_norm: float = setting(1.0, "global gradient norm; 0 switches clipping off", at_least=0)
-  log_every: str = setting("50 steps", "a log line", may=WATCHING)
+  log_every: str = setting("50 steps", "a log line; more often where a run would show fewer than 20", may=WATCHING)
   eval_every: str = setting("1 epochs", "a validation", may=May.RESUME)
   eval_users: int = setting(0, "validation users looked at during training; 0: all", at_least=0)
   patience: int = setting(

@@ -36,9 +36,9 @@ def compare(config: Config, dataset: Prepared, learn: Sequence[str], code_files:
   sets += [(pathlib.Path(file).name, config, file) for file in code_files]
   for _, changed, file in sets:
     pipeline.check(changed, file)
+  settled = [(name, changed.semantic_ids.sized(dataset.num_items), file) for name, changed, file in sets]
   found = [
-    (name, changed.semantic_ids, pipeline.find_inputs(changed.semantic_ids, dataset, codes_file=file))
-    for name, changed, file in sets
+    (name, settings, pipeline.find_inputs(settings, dataset, codes_file=file)) for name, settings, file in settled
   ]
   rows = []
   for name, settings, inputs in found:

@@ -22,6 +22,10 @@ COLLAPSED_COLLISIONS = 0.5
 # Codes that beat shuffled ones by less than this factor say nothing about the items. Random codes have 1, codes learned
 # from text or histories more than 5.
 UNINFORMATIVE = 1.5
+# Share of the vectors' variance below which a further level has nothing to code.
+NOTHING_LEFT = 0.01
+
+_NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,13 +51,14 @@ def measure(ids: SemanticIds, inputs: HealthInputs = HealthInputs()) -> dict[str
   Returns:
     JSON values: items, widths (of all levels), levels (learned ones), colliding_items (items sharing all learned codes
     with another), colliding_percent, largest_group (items with equal learned codes; 1 without collisions); one value
-    per learned level: codes_in_use, entropy (of the code frequencies over its largest possible value, 0 to 1),
-    items_a_code (mean and max over codes in use), reconstruction_error (None if unknown); shared_category and
-    shared_prefix (see there; None if unknown); collapsed, uninformative, advice (sentences), and identity: the
-    fingerprint of the codes.
+    per learned level: largest_group_by_level (by the codes up to this level), codes_in_use, entropy (of the code
+    frequencies over its largest possible value, 0 to 1), items_a_code (mean and max over codes in use),
+    reconstruction_error (None if unknown); shared_category and shared_prefix (see there; None if unknown);
+    collapsed, uninformative, advice (sentences), and identity: the fingerprint of the codes.
   """
   learned, widths = ids.learned, ids.widths[: ids.learned.shape[1]]
-  _, sizes, _, _ = collisions.group_rows(learned)
+  groups = [collisions.group_rows(learned[:, :level])[1] for level in range(1, len(widths) + 1)]
+  sizes = groups[-1]
   colliding = int(sizes[sizes > 1].sum())
   in_use, entropy, items_a_code = [], [], []
   for counts in code_counts(ids):
@@ -70,6 +75,7 @@ def measure(ids: SemanticIds, inputs: HealthInputs = HealthInputs()) -> dict[str
     "colliding_items": colliding,
     "colliding_percent": 100.0 * colliding / ids.num_items,
     "largest_group": int(sizes.max()),
+    "largest_group_by_level": [int(one.max()) for one in groups],
     "codes_in_use": in_use,
     "entropy": entropy,
     "items_a_code": items_a_code,
@@ -166,10 +172,25 @@ def code_counts(ids: SemanticIds) -> list[np.ndarray]:
   return [np.bincount(ids.learned[:, level], minlength=ids.widths[level]) for level in range(ids.learned.shape[1])]
 
 
+def _enough_levels(metrics: Mapping[str, Any]) -> int:
+  """The levels after which every item has codes of its own, or nothing of the vectors is left; at least 1."""
+  errors = metrics["reconstruction_error"] or [1.0] * metrics["levels"]
+  for level, (group, error) in enumerate(zip(metrics["largest_group_by_level"], errors, strict=True), 1):
+    if group == 1 or error < NOTHING_LEFT:
+      return level
+  return metrics["levels"]
+
+
 def _verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
   """collapsed, uninformative, and advice: one sentence per finding."""
   advice = []
-  flat = [level for level, entropy in enumerate(metrics["entropy"]) if entropy < COLLAPSED_ENTROPY]
+  enough = _enough_levels(metrics)
+  if enough < metrics["levels"]:
+    advice.append(
+      f"Level {enough} has nothing left to code: {_NUMBERS.get(enough, enough)} "
+      f"{'level is' if enough == 1 else 'levels are'} enough (semantic_ids.levels={enough})."
+    )
+  flat = [level for level, entropy in enumerate(metrics["entropy"][:enough]) if entropy < COLLAPSED_ENTROPY]
   for level in flat:
     advice.append(
       f"Level {level} has COLLAPSED: a few codes have most of the items ({metrics['codes_in_use'][level]} of "

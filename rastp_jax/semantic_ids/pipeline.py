@@ -180,7 +180,8 @@ def learn_or_load(
       settings. Nothing is overwritten, and nothing is left half written.
   """
   path = codes.semantic_ids_path(config)
-  wanted = find_inputs(config.semantic_ids, dataset, source, codes_file)
+  settings = config.semantic_ids.sized(dataset.num_items)
+  wanted = find_inputs(settings, dataset, source, codes_file)
   if path.exists():
     ids = codes.load(path, dataset=dataset.dataset, fingerprint=dataset.fingerprint, num_items=dataset.num_items)
     _check_same(path, ids.provenance, wanted.provenance)
@@ -188,7 +189,7 @@ def learn_or_load(
   with _writing(path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=path.parent).close()
-  new = wanted.make(config.semantic_ids, dataset)
+  new = wanted.make(settings, dataset)
   metrics = measure(new.semantic_ids, dataset, new.errors)
   metrics["advice"] = [*metrics["advice"], *new.advice]
   metrics["notes"] = list(new.notes)
