@@ -4,10 +4,16 @@ import importlib.util
 import pathlib
 import re
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from rastp_jax import experiment
+from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.experiments import tables
+from rastp_jax.model.encoder_decoder import EncoderDecoder
+from rastp_jax.reduction import methods
 
 ROOT = pathlib.Path(__file__).parent.parent
 # All that tells people what to type.
@@ -41,6 +47,21 @@ def test_every_command_that_is_mentioned_exists():
         wrong.append(f"{page.relative_to(ROOT)}: python -m {module} {argument}")
     wrong += [f"{page.relative_to(ROOT)}: {script}" for script in SCRIPT.findall(text) if not (ROOT / script).exists()]
   assert not wrong
+
+
+def test_the_method_of_the_page_about_ideas_reduces(monkeypatch):
+  function, _, entry = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "ideas.md").read_text(), re.DOTALL)
+  names = {"Method": methods.Method}
+  exec(function, names)
+  assert len(function.splitlines()) <= 8
+  added = eval("{" + entry + "}", names)
+  monkeypatch.setitem(methods.REDUCTIONS, "fine_first", added["fine_first"])
+  sizes = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=1, decoder_blocks=1)
+  reduction = ReductionConfig(method="fine_first", after_block=(-1,), keep_ratio=(0.5,))
+  model = EncoderDecoder(sizes, reduction, (4, 4, 4), rngs=nnx.Rngs(0))
+  _, (stage,) = model.encode_stages(jnp.zeros((2, 4, 3), jnp.int32))
+  levels = np.asarray(model.layout.levels(stage.after.positions))
+  assert sorted(levels[0].tolist()) == [2, 2, 2, 2, 3, 3, 3, 3]
 
 
 def test_docs_holds_no_programs():

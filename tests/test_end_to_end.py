@@ -1,6 +1,8 @@
-"""The commands on the generated data, as a user runs them."""
+"""The commands of README.md, to the last one, on the generated data."""
 
 import json
+import re
+import shlex
 
 import pytest
 
@@ -8,72 +10,105 @@ from rastp_jax.data import histories
 from tests.helpers.commands import ROOT, command
 from tests.helpers.synthetic_recall import popularity_recall
 
+# The documented commands are about Beauty, whose files are not here.
+BEAUTY, GENERATED = "configs/beauty.py:cpu", "configs/tiny.py"
+LENGTH = "1.5 epochs"
+SMALL = ("--config.train.eval_users=200", "--config.data.max_items=4", "--config.data.num_buckets=1")
+
+
+def documented(language: str) -> str:
+  """The blocks of README.md in one language."""
+  return "\n".join(
+    re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+  )
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-  place = tmp_path_factory.mktemp("synthetic")
-  config = ["--config=configs/tiny.py", f"--config.data.data_dir={place / 'data'}"]
-  runs = {"none": "1 steps", "some": "1.5 epochs"}
-  code, out, err = command("rastp_jax.prepare", *config)
-  assert code == 0, err
-  assert "240 items" in out and "2000 users" in out
-  cache = f"--compilation_cache={place / 'compiled'}"
-  for name, length in runs.items():
-    train = [*config, f"--config.train.length={length}", "--config.train.log_every=50 steps"]
-    train += ["--config.train.eval_users=200", "--config.data.max_items=4", "--config.data.num_buckets=1"]
-    code, out, err = command("rastp_jax.train", *train, cache, f"--workdir={place / name}")
+  """README's commands have run in a directory; "untrained" there is a run of a single step."""
+  place = tmp_path_factory.mktemp("readme")
+  (place / "configs").symlink_to(ROOT / "configs")
+  commands = [shlex.split(line) for line in re.findall(r"^python -m (.*)$", documented("bash"), re.MULTILINE)]
+  assert [name for name, *_ in commands] == ["rastp_jax.prepare", "rastp_jax.train", "rastp_jax.evaluate"]
+  said = {}
+  for name, *arguments in commands:
+    arguments = [argument.replace(BEAUTY, GENERATED) for argument in arguments]
+    if name == "rastp_jax.train":
+      arguments += [*SMALL, "--compilation_cache=compiled"]
+      one = [argument for argument in arguments if not argument.startswith("--workdir")]
+      code, _, err = command(name, *one, "--workdir=untrained", "--config.train.length=1 steps", cwd=place)
+      assert code == 0, err
+      arguments.append(f"--config.train.length={LENGTH}")
+    if name == "rastp_jax.evaluate":
+      arguments.append("--workdir=untrained")
+    code, said[name], err = command(name, *arguments, cwd=place)
     assert code == 0, err
-  code, again, err = command("rastp_jax.train", *train, f"--workdir={place / name}")
-  assert code == 0 and "This run is finished" in again
-  code, table, err = command("rastp_jax.evaluate", *(f"--workdir={place / name}" for name in runs), cache)
-  assert code == 0, err
-  return place, out, table
+  return place, said
 
 
 def test_a_trained_model_beats_popularity_and_an_untrained_one_does_not(trained):
-  place, _, table = trained
+  place, said = trained
+  assert "240 items" in said["rastp_jax.prepare"] and "2000 users" in said["rastp_jax.prepare"]
   loaded = histories.load(str(place / "data"), "synthetic")
   users = [loaded.items[a:b].tolist() for a, b in zip(loaded.offsets[:-1], loaded.offsets[1:], strict=True)]
   popularity = popularity_recall(users)
-  metrics = {name: json.loads((place / name / "eval_test.json").read_text()) for name in ("none", "some")}
+  runs = {"none": "untrained", "some": "runs/beauty"}
+  metrics = {name: json.loads((place / run / "eval_test.json").read_text()) for name, run in runs.items()}
   assert metrics["some"]["recall@10"] > 3 * popularity
   assert metrics["none"]["recall@10"] < 2 * popularity
   for values in metrics.values():
     assert values["users"] == 2000 and values["beam_width"] == 10
     assert values["invalid_beams"] == values["repeated_beams"] == 0
-    assert {"recall@5", "ndcg@5", "ndcg@10", "step", "config", "command", "step_bytes"} <= set(values)
+    assert {"recall@5", "ndcg@5", "ndcg@10", "step", "config", "command", "step_bytes", "versions", "date"} <= set(
+      values
+    )
+  table = said["rastp_jax.evaluate"]
   assert f"{metrics['some']['recall@10']:.4f}" in table and "ratio to the first" in table
 
 
 def test_logs_are_complete(trained):
-  place, out, _ = trained
-  lines = [json.loads(line) for line in (place / "some" / "metrics.jsonl").read_text().splitlines()]
-  assert len(lines) >= 3 and lines[-1]["loss"] < lines[0]["loss"]
+  place, said = trained
+  lines = [json.loads(line) for line in (place / "runs/beauty/metrics.jsonl").read_text().splitlines()]
+  assert len(lines) >= 20 and lines[-1]["loss"] < lines[0]["loss"]
   assert all({"step", "loss", "samples_per_second"} <= set(line) for line in lines)
-  assert list((place / "some" / "tensorboard").iterdir())
+  assert list((place / "runs/beauty/tensorboard").iterdir())
   assert any(file.name.startswith("jit_train_step") for file in (place / "compiled").iterdir())
-  assert "samples/s" in out and "left" in out
+  printed = said["rastp_jax.train"].splitlines()
+  assert printed[0].startswith("Loading") and "compiling 1 of 1: histories of up to 4 items …" in printed
+  assert sum("samples/s" in line and "left" in line for line in printed) == len(lines)
+  assert printed[-1] == "  next        python -m rastp_jax.evaluate --workdir=runs/beauty"
+
+
+def test_the_python_of_the_readme_recommends(trained, monkeypatch):
+  monkeypatch.chdir(trained[0])
+  code = re.sub(r"B00\w+", "SYN0000001", documented("python"))
+  *setup, last = code.strip().splitlines()
+  names = {}
+  exec("\n".join(setup), names)  # the page's own lines
+  ((best, *others),) = eval(last, names)
+  assert len(others) == 9 and best.score > others[0].score and best.title.count("No.") == 1
 
 
 def test_a_pruned_model_can_be_decoded_densely(trained):
-  place, _, _ = trained
-  dense = ["--override=reduction.method=none", f"--override=data.data_dir={place / 'data'}"]
-  code, _, err = command("rastp_jax.evaluate", f"--workdir={place / 'some'}", *dense)
+  place, _ = trained
+  dense = ["--workdir=runs/beauty", "--override=reduction.method=none"]
+  code, _, err = command("rastp_jax.evaluate", *dense, cwd=place)
   assert code == 2 and err.strip().splitlines()[-1].startswith("error: --override needs --output=FILE")
-  output = place / "dense.json"
-  code, _, err = command("rastp_jax.evaluate", f"--workdir={place / 'some'}", *dense, f"--output={output}")
+  code, _, err = command("rastp_jax.evaluate", *dense, "--output=dense.json", cwd=place)
   assert code == 0, err
-  metrics, pruned = (json.loads(path.read_text()) for path in (output, place / "some" / "eval_test.json"))
+  metrics, pruned = (json.loads((place / path).read_text()) for path in ("dense.json", "runs/beauty/eval_test.json"))
   assert metrics["config"]["reduction"]["method"] == "none" and metrics["recall@10"] != pruned["recall@10"]
 
 
 def test_the_report_of_both_runs_shows_item_titles(trained):
-  place, _, _ = trained
-  workdirs = [f"--workdir={place / name}" for name in ("none", "some")]
-  code, out, err = command("rastp_jax.report", *workdirs, f"--output={place / 'report'}")
+  place, _ = trained
+  code, out, err = command(
+    "rastp_jax.report", "--workdir=untrained", "--workdir=runs/beauty", "--output=report", cwd=place
+  )
   assert code == 0, err
   page = (place / "report" / "index.html").read_text()
-  assert out.strip().endswith("index.html") and "Nail Polish No." in page and "2,000 users of synthetic" in page
+  assert out.strip().endswith("report/index.html: open it in a browser")
+  assert "Nail Polish No." in page and "2,000 users of synthetic" in page and 'class="hit"' in page
 
 
 @pytest.mark.parametrize(

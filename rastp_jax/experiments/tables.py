@@ -6,12 +6,12 @@ python -m rastp_jax.experiment tables
 import json
 import pathlib
 import re
-import statistics
 from typing import Any
 
 from rastp_jax import config as config_lib
 from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.lab import page
+from rastp_jax.experiments.lab.rows import DENSE
 from rastp_jax.experiments.speed.ratios import speed_intervals
 from rastp_jax.reduction.methods import REDUCTIONS, describe
 from rastp_jax.runtime.text_tables import markdown
@@ -229,24 +229,48 @@ def pytorch() -> str:
   return markdown(rows)
 
 
-def summary() -> str:
-  """What pruning costs and saves on Beauty: means over the seeds of `launch/paper_table.sh --cpu`."""
-  seeds = read("paper_table_cpu")["datasets"]["beauty"]
-  models = ("dense", "pruned")
-  quantities = {
-    "recall@10": ("recall@10", 1.0, ".4f"),
-    "NDCG@10": ("ndcg@10", 1.0, ".4f"),
-    "training speed, samples/s": ("training_samples_per_second", 1.0, ",.0f"),
-    "memory of a training step, MB": ("step_bytes", 1e-6, ",.0f"),
-  }
-  rows = [["Amazon Beauty", *models, "pruned / dense"]]
-  for text, (name, scale, form) in quantities.items():
-    values = {model: [run[name] * scale for run in seeds[model]] for model in models}
-    means = {model: statistics.mean(values[model]) for model in models}
-    deviations = {model: statistics.stdev(values[model]) for model in models}
-    cells = [f"{means[m]:{form}}" + (f" ± {deviations[m]:{form}}" if deviations[m] else "") for m in models]
-    rows.append([text, *cells, f"{means['pruned'] / means['dense']:.2f}"])
-  return markdown(rows)
+def answer() -> str:
+  """Is a reduction worth it? Dense, RASTP, the best reduction, the controls and counts on Beauty.
+
+  From the laboratory's rows of the last stage there is ("confirm": test users, looked at once; before that, "train").
+  """
+  beauty = [run for run in read("laboratory")["runs"] if run["dataset"] == "beauty"]
+  confirmed = [run for run in beauty if run["stage"] == "confirm"]
+  runs = {run["name"]: run for run in confirmed or beauty}
+  dense = runs[DENSE]
+  controls = {"recent, 1/2": "recent tokens, half", "the last half of the items": "recent items, half"}
+  rastp = {"rastp, 1/2": "RASTP, half of the tokens"}
+  others = [run for name, run in runs.items() if name not in (DENSE, *controls, *rastp) and run["method"] != "recent"]
+  best = max(others, key=lambda run: run["ndcg@10"])
+  named = {DENSE: "dense", **rastp, best["name"]: f"best reduction: `{best['name']}`", **controls}
+  rows = [["Amazon Beauty", "recall@10", "NDCG@10", "to dense", "95 % interval", "encoder FLOPs", "training time"]]
+  rows += [[text, *_answer_cells(runs[name])] for name, text in named.items() if name in runs]
+  counts = read("baselines_beauty")["models"]["counts"][dense["split"]]
+  rows.append(["co-occurrence counts", f"{counts['recall@10']:.4f}", f"{counts['ndcg@10']:.4f}", "", "", "", ""])
+  seeds = "one seed" if len(dense["seeds"]) == 1 else f"mean ± deviation over {len(dense['seeds'])} seeds"
+  note = (
+    f"{dense['users']:,} users, their {dense['split']} items, full ranking, {dense['beams']:.0f} beams; "
+    f"{dense['samples'] / 1e6:.1f} million training samples, {seeds}. *To dense*: relative difference of NDCG@10, its "
+    "interval over users. FLOPs and time: dense = 1, time from steps in turns in one process."
+  )
+  return f"{markdown(rows)}\n\n{note}"
+
+
+def _answer_cells(run: dict[str, Any]) -> list[str]:
+  """recall@10, NDCG@10, and what a laboratory's row costs and loses against dense."""
+
+  def metric(name: str) -> str:
+    deviation = run["deviation"][name]
+    return f"{run[name]:.4f}" + (f" ± {deviation:.4f}" if deviation else "")
+
+  ratio = lambda name: "" if run[name] is None else f"{run[name]:.2f}"
+  shown = [metric("recall@10"), metric("ndcg@10")]
+  costs = [ratio("encoder_flops_vs_dense"), "1.00" if run["name"] == DENSE else ratio("training_seconds_vs_dense")]
+  if run["name"] == DENSE:
+    return [*shown, "", "", *costs]
+  base = run["dense_ndcg@10"]
+  low, high = (run[f"ndcg@10_difference_{end}"] / base for end in ("low", "high"))
+  return [*shown, f"{run['ndcg@10_difference'] / base:+.0%}", f"{low:+.0%} to {high:+.0%}", *costs]
 
 
 def methods() -> str:
@@ -257,12 +281,14 @@ def methods() -> str:
 
 
 def quickstart() -> str:
-  """The three models of ./launch/quickstart.sh on the generated data."""
+  """What ./launch/quickstart.sh comes to on the generated data: recommenders that are not trained, and three models."""
+  metrics = ("recall@5", "recall@10", "ndcg@10")
   rows = [["", "recall@5", "recall@10", "NDCG@10", "memory of a training step"]]
+  for name, model in read("baselines_synthetic")["models"].items():
+    rows.append([name, *(f"{model['test'][metric]:.4f}" for metric in metrics), ""])
   for name, text in {"dense": "dense", "rastp": "RASTP", "items": "one token per item"}.items():
     run = read(f"synthetic_{name}")
-    values = [f"{run[metric]:.4f}" for metric in ("recall@5", "recall@10", "ndcg@10")]
-    rows.append([text, *values, f"{run['step_bytes'] / 1e6:,.0f} MB"])
+    rows.append([text, *(f"{run[metric]:.4f}" for metric in metrics), f"{run['step_bytes'] / 1e6:,.0f} MB"])
   return markdown(rows)
 
 
@@ -310,7 +336,7 @@ def baselines() -> str:
 TABLES = {
   make.__name__: make
   for make in (
-    summary,
+    answer,
     methods,
     beauty_cpu,
     parity,
