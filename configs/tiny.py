@@ -30,5 +30,6 @@ def get_config(variants: str = ""):
 def long(config):
   """Histories of 50 to 200 items, 100 on average, in which old ones matter."""
   config.data.dataset = "synthetic_long"
+  config.semantic_ids.collisions = "reassign"  # there are none, and a fourth code would say nothing
   config.data.max_items = 200
   config.data.num_buckets = 4
