@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from rastp_jax.errors import EXIT_RESUME, InputError
+from rastp_jax.experiments import mutations
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.runtime import files, sharding
 from rastp_jax.training import checksums, profiling, progress, step
@@ -412,6 +413,20 @@ def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
     changed.view(np.uint32).flat[index] ^= np.uint32(1 << bit)
     other = checksums.take(place({**tree, "a": changed}, one_device(), sharding.PartitionSpec()))
     assert other["a"] != one["a"] and other["b"] == one["b"]
+
+
+# Whatever a disk does to a workdir
+
+
+def test_damaged_workdirs_give_a_saved_state_or_a_sentence(tmp_path, reference):
+  """The first of the seeds of docs/results/faults.json."""
+  shutil.copytree(reference, tmp_path / "run")
+  setup = setup_of()
+  states = mutations.saved_states(setup, tmp_path / "run")
+  assert set(states) == {10, 12}
+  seen = [mutations.damage(setup, tmp_path / "run", states, seed)[1] for seed in range(12)]
+  assert {"latest", "earlier"} <= set(seen) <= set(mutations.OUTCOMES)
+  assert logged(tmp_path / "run") == logged(reference)
 
 
 # Watching

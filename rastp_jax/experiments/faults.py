@@ -1,33 +1,57 @@
-"""Stops training at random moments, starts it again, and compares with an uninterrupted run.
+"""Stops, damages and overloads runs, and compares with what undisturbed ones give.
 
-    python -m rastp_jax.experiment faults --runs=20 --output=docs/results/kill_resume.json
-    python -m rastp_jax.experiment faults --runs=10 --signal=TERM --output=docs/results/stop_resume.json
+    python -m rastp_jax.experiment faults --runs=30 --output=docs/results/kill_resume.json
+    python -m rastp_jax.experiment faults --runs=20 --signal=TERM --times=3 --output=docs/results/stop_resume.json
+    python -m rastp_jax.experiment faults --runs=0 --mutations=500 --histories=200000 --output=docs/results/faults.json
 
-Every run gets a signal several times, each time after a random delay from its first new checkpoint on, so that some
-kills interrupt a save. In the end every loss must be equal bit for bit, and the final evaluation too. Some runs have
-two processes, of which one or both are hit; the other one must then end by itself. After SIGTERM every process must
-save and exit with the code that asks for a restart.
+Runs: each gets a signal several times, after a random delay from its first new checkpoint on, so that some kills
+interrupt a save. In the end every loss must be equal bit for bit, and the final evaluation too. Some runs have two
+processes, of which one or both are hit; the other one must then end by itself. After SIGTERM, however often it comes,
+every process must save and exit with the code that asks for a restart.
+
+Mutations: a finished workdir is damaged from a seed (`mutations.py`) and resumed. It must restore exactly what was
+saved, the latest or an earlier checkpoint, or end in a sentence.
+
+Histories: as many are answered as `recommend` does, and the process's memory is read on the way.
 """
 
 import json
+import logging
+import os
 import pathlib
 import random
 import signal
 import subprocess
 import tempfile
 import time
+from typing import Any
 
+import jax
 from absl import flags
+from flax import nnx
 
+from rastp_jax.data.items import Item
 from rastp_jax.errors import EXIT_RESUME
-from rastp_jax.experiments import results
+from rastp_jax.experiments import mutations, results
+from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.experiments.tiny_run import log, losses, start
+from rastp_jax.model.factory import make_model
+from rastp_jax.runtime import sharding
+from rastp_jax.serving import recommendation_files
+from rastp_jax.serving.recommender import Recommender
+from rastp_jax.training import trainer
+from rastp_jax.training.runs import SavedModel
+from rastp_jax.training.setup import make_setup
+from rastp_jax.training.workdir import Workdir
 
 _RUNS = flags.DEFINE_integer("runs", 20, "How many runs to stop.")
 _KILLS = flags.DEFINE_integer("kills", 2, "How often each of them is hit.")
 _SIGNAL = flags.DEFINE_enum("signal", "KILL", ("KILL", "TERM"), "The signal: SIGKILL or SIGTERM.")
 _PAIRS = flags.DEFINE_integer("pairs", 6, "How many of the runs have two processes.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random delays.")
+_TIMES = flags.DEFINE_integer("times", 1, "How often a signal comes, a moment apart.")
+_MUTATIONS = flags.DEFINE_integer("mutations", 0, "How many damaged workdirs to resume.")
+_HISTORIES = flags.DEFINE_integer("histories", 0, "How many histories to answer while memory is watched.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the counts. Default: print only.")
 
 STEPS = 120
@@ -41,6 +65,74 @@ WAIT = 1800  # seconds, for any start on a busy machine
 
 
 def main() -> None:
+  outcome = {}
+  if _MUTATIONS.value:
+    outcome["mutations"] = _mutations(range(_SEED.value, _SEED.value + _MUTATIONS.value))
+  if _HISTORIES.value:
+    outcome["recommend_memory"] = _memory(_HISTORIES.value)
+  if _RUNS.value:
+    outcome |= _runs()
+  if _OUTPUT.value:
+    results.write_result(_OUTPUT.value, outcome)
+
+
+def _mutations(seeds: range) -> dict[str, Any]:
+  """Counts what comes of damaged workdirs; fails at the first that is restored wrong or ends in anything else."""
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells about damage in its own words
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  setup = make_setup(make_config(), *make_data(), mesh=mesh)
+  counts = {kind: dict.fromkeys(mutations.OUTCOMES, 0) for kind in mutations.KINDS}
+  begin = time.monotonic()
+  with tempfile.TemporaryDirectory() as directory:
+    workdir = pathlib.Path(directory) / "run"
+    trainer.train(setup, Workdir(workdir))
+    states = mutations.saved_states(setup, workdir)
+    for seed in seeds:
+      said, outcome = mutations.damage(setup, workdir, states, seed)
+      counts[said.partition(" ")[0]][outcome] += 1
+    files_in_it = sum(path.is_file() for path in workdir.rglob("*"))
+  total = {outcome: sum(count[outcome] for count in counts.values()) for outcome in mutations.OUTCOMES}
+  print(f"{len(seeds)} mutations: {total}", flush=True)
+  seconds = round(time.monotonic() - begin, 1)
+  return {
+    "seeds": [seeds[0], seeds[-1]],
+    "files": files_in_it,
+    "seconds": seconds,
+    "outcomes": total,
+    "by_kind": counts,
+  }
+
+
+def _memory(histories: int) -> dict[str, Any]:
+  """Resident memory in MB after every tenth of the histories, while `recommend` answers them with a tiny model."""
+  config, (data, semantic_ids) = make_config(), make_data()
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  model = make_model(config, semantic_ids.widths, num_items=data.num_items, rngs=nnx.Rngs(0))
+  items = [Item(str(row), f"B{row}", f"Title {row}") for row in range(data.num_items)]
+  recommender = Recommender(SavedModel(config, data, semantic_ids, (6,), mesh, model, 0), items)
+  draw, used = random.Random(0), []
+
+  def lines():
+    for number in range(histories):
+      if number % (histories // 10) == 0:
+        used.append(_resident_mb())
+      yield number, [str(draw.randrange(data.num_items)) for _ in range(draw.randrange(1, 30))]
+    used.append(_resident_mb())
+
+  with tempfile.TemporaryDirectory() as directory:
+    answers = lambda asked: recommender.stream(asked, 10)
+    summary = recommendation_files.write_recommendations(pathlib.Path(directory) / "recs.jsonl", lines(), answers)
+  print(f"{summary.describe()}; resident: {used} MB", flush=True)
+  return {"histories": summary.users, "seconds": round(summary.seconds, 1), "resident_mb": used}
+
+
+def _resident_mb() -> float:
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def _runs() -> dict[str, Any]:
+  """Stops runs, starts them again, and compares."""
   counts = {"runs": 0, "processes_hit": 0, "restarts": 0, "hit_while_saving": 0, "losses_compared": 0}
   slowest = 0.0
   seeds = []
@@ -59,15 +151,14 @@ def main() -> None:
       counts["restarts"] += _KILLS.value
       counts["losses_compared"] += _compare(workdir, references[processes])
       print(f"run {index} ({processes} processes): equal; so far {counts}, slowest exit {slowest:.1f} s", flush=True)
-  if _OUTPUT.value:
-    setting = {
-      "signal": _SIGNAL.value,
-      "steps_per_run": STEPS,
-      "runs_of_two_processes": _PAIRS.value,
-      "signals_per_run": _KILLS.value,
-    }
-    outcome = {**counts, "all_equal": True, "slowest_exit_seconds": round(slowest, 2), "seeds": seeds}
-    results.write_result(_OUTPUT.value, {**setting, **outcome})
+  setting = {
+    "signal": _SIGNAL.value,
+    "times_each": _TIMES.value,
+    "steps_per_run": STEPS,
+    "runs_of_two_processes": _PAIRS.value,
+    "signals_per_run": _KILLS.value,
+  }
+  return {**setting, **counts, "all_equal": True, "slowest_exit_seconds": round(slowest, 2), "seeds": seeds}
 
 
 def _uninterrupted(directory: pathlib.Path, processes: int) -> pathlib.Path:
@@ -104,6 +195,10 @@ def _run_and_hit(workdir: pathlib.Path, cache: pathlib.Path, processes: int, mom
     for victim in victims:
       hits += victim.poll() is None
       victim.send_signal(number)
+    for _ in range(_TIMES.value - 1):
+      time.sleep(moments.uniform(0.0, 0.3))
+      for victim in victims:
+        victim.send_signal(number)
     if number == signal.SIGKILL:
       saving += any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
     codes = [process.wait(WAIT) for process in running]  # a process that lost the other one ends by itself
