@@ -1,5 +1,6 @@
 """Every way in which raw data was seen or imagined to be bad: one clear sentence each, and nothing written."""
 
+import decimal
 import errno
 import gzip
 import json
@@ -43,10 +44,14 @@ def jsonl(*extra: str) -> str:
   return "".join(f"{row}\n" for row in [*rows, *extra])
 
 
-def parquet(**columns) -> bytes:
+def table_bytes(table: pa.Table) -> bytes:
   sink = pa.BufferOutputStream()
-  pa.parquet.write_table(pa.table(columns), sink)
+  pa.parquet.write_table(table, sink)
   return sink.getvalue().to_pybytes()
+
+
+def parquet(**columns) -> bytes:
+  return table_bytes(pa.table(columns))
 
 
 GOOD_COLUMNS = {"user": ["a", "a", "a"], "item": ["x", "y", "z"], "timestamp": [1, 2, 3]}
@@ -148,7 +153,32 @@ BAD: dict[str, tuple] = {
   ),
   "a review without product": (official(reviews=REVIEWS + '{"reviewerID": "A"}\n'), "line 10 .*KeyError: 'asin'"),
   "a review whose time is text": (official(reviews=REVIEWS.replace("0}", '"x"}', 1)), "line 1 .*'A0', 'B0' and 'x'"),
+  "a row that is null": (own(jsonl("null"), "interactions.jsonl"), r"line 10 cannot be read \(a NoneType\)"),
+  "two columns of one name, Parquet": (
+    own(table_bytes(pa.table([[1], [2], [3]], names=["user", "item", "user"])), "interactions.parquet"),
+    "has two columns named 'user'",
+  ),
+  "ids that are not UTF-8, Parquet": (
+    own(parquet(**GOOD_COLUMNS | {"user": [b"a", b"\xff", b"a"]}), "interactions.parquet"),
+    "has values in its column 'user' that are not text",
+  ),
+  "decimal timestamps, Parquet": (
+    own(parquet(**GOOD_COLUMNS | {"timestamp": [decimal.Decimal(k) for k in (1, 2, 3)]}), "interactions.parquet"),
+    r"has decimal128\(.*\) values in its column 'timestamp'",
+  ),
+  "ids that are objects": (
+    own(jsonl('{"user": "u", "item": {"id": 1}, "timestamp": 4}'), "interactions.jsonl"),
+    "line 10 has the item .*expected one value",
+  ),
+  "a name twice in a row": (
+    own(jsonl('{"user": "u", "user": "v", "item": "i", "timestamp": 4}'), "interactions.jsonl"),
+    r"line 10 cannot be read \('user' occurs twice in one object\)",
+  ),
   # Item text.
+  "an object as categories": (
+    own(**{"items.jsonl": '{"item": "i1", "categories": {"a": "b"}}\n'}),
+    "row 1 cannot be read as an item .*list of names",
+  ),
   "items without their id": (
     own(**{"items.csv": "code,title\n1,x\n"}),
     "items.csv has no column 'item': .*data.item_column",
@@ -215,6 +245,41 @@ def test_the_same_files_without_the_fault_are_fine(tmp_path, files):
   prepared, _ = detect.prepare_dataset(config(tmp_path), str(tmp_path / "raw"))
   assert (prepared.num_users, prepared.num_items, prepared.num_interactions) == (3, 3, 9)
   assert [item.title for item in prepared.items][1] in ("Item 1", "It's 1")
+
+
+def test_dictionaries_of_values_are_read(tmp_path):
+  """As pandas writes categories."""
+  rows = {name: [row.split(",")[k] for row in CSV.splitlines()[1:]] for k, name in enumerate(GOOD_COLUMNS)}
+  columns = {name: pa.array(values).dictionary_encode() for name, values in rows.items()}
+  write(tmp_path / "raw", own(parquet(**columns), "interactions.parquet"))
+  prepared, _ = detect.prepare_dataset(config(tmp_path), str(tmp_path / "raw"))
+  assert (prepared.num_users, prepared.num_items, prepared.num_interactions) == (3, 3, 9)
+
+
+@pytest.mark.parametrize(
+  ("change", "reason"),
+  [
+    (b"", "Expecting value"),
+    (b'{"fingerprint": "f"}', "it lacks 'num_users'"),
+    ({"num_users": "3"}, "'num_users' is not what this version writes there"),
+    ({"num_items": True}, "'num_items' is not what this version writes there"),
+    ({"number": 3}, "'number' is not what this version writes there"),
+    ({"num_users": 4}, "3 .*of 4|Error"),
+    ({"num_interactions": 2**61}, "interactions"),
+    ({"num_items": 2}, "its rows are not those|2 rows|3 rows"),
+  ],
+)
+def test_damaged_metadata_of_a_dataset(tmp_path, change, reason):
+  write(tmp_path / "raw", own())
+  made, _ = detect.prepare_dataset(config(tmp_path), str(tmp_path / "raw"))
+  path = pathlib.Path(made.histories_dir) / "metadata.json"
+  values = json.loads(path.read_text())
+  path.write_bytes(change if isinstance(change, bytes) else json.dumps(values | change).encode())
+  with pytest.raises(
+    InputError, match=rf"review_histories/mine/1.0.0.* cannot be read \(.*({reason}).*\): remove"
+  ) as caught:
+    prepared.open_prepared(str(tmp_path / "data"), "mine").histories()
+  assert "run `python -m rastp_jax.prepare` again" in str(caught.value)
 
 
 DISKS = {

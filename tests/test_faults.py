@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import json
+import logging
 import os
 import pathlib
 import re
@@ -20,7 +21,7 @@ import pytest
 from rastp_jax.errors import EXIT_RESUME, InputError
 from rastp_jax.experiments import mutations
 from rastp_jax.experiments.tiny import make_config, make_data
-from rastp_jax.runtime import files, sharding
+from rastp_jax.runtime import cli, files, sharding
 from rastp_jax.training import checksums, profiling, progress, step
 from rastp_jax.training.checkpoint import Checkpoints
 from rastp_jax.training.workdir import Workdir
@@ -323,6 +324,16 @@ def test_logs_that_may_no_longer_be_written(tmp_path, monkeypatch):
   monkeypatch.setattr(progress.Progress, "_write_json", refuse)
   with pytest.raises(InputError, match=r"metrics.jsonl cannot be written \(Operation not permitted\): make room"):
     run(tmp_path)
+
+
+def test_what_libraries_log_is_one_line():
+  """As Orbax logs a full disk, before the sentence."""
+  try:
+    raise OSError("full")
+  except OSError:
+    record = logging.LogRecord("absl", logging.ERROR, "/orbax/future.py", 1, "failed: %s\nmore", ("x",), sys.exc_info())
+  assert cli._ours_or_serious(record)
+  assert logging.Formatter().format(record) == "failed: x"
 
 
 @pytest.fixture

@@ -250,6 +250,14 @@ def with_value(table, row, level, value):
 
 SQUARE = np.arange(NUM_ITEMS**2).reshape(NUM_ITEMS, NUM_ITEMS)
 SHORT = dict(list(index_json(CODES).items())[:-2])
+
+
+def archive_of_codes(root: pathlib.Path) -> dict:
+  np.savez(root / "c.npz", codes=CODES)
+  (root / "c.npz").rename(root / "c.npy")
+  return {"codes": str(root / "c.npy")}
+
+
 BAD_INPUTS = {
   "embeddings one row short": (vectors_file(VECTORS[:-1]), "has 39 rows, expected 40"),
   "embeddings with NaN": (vectors_file(with_value(VECTORS, 3, 1, np.nan)), r"NaN or infinity in row 3 \(item 'i3'"),
@@ -294,6 +302,7 @@ BAD_INPUTS = {
     lambda root: {**codes_file("c.npy", CODES // 2)(root), "collisions": "reassign"},
     "gives items 'i0' and 'i1' the same codes .*use semantic_ids.collisions='extra_level'",
   ),
+  "an archive in the place of codes": (archive_of_codes, "c.npy array .it is an archive of arrays"),
   "torn codes": (codes_file("c.npy", "\x93NUMPY"), "cannot be read as a .npy array"),
   "unreadable json": (codes_file("index.json", '{"i0": ["<a_1>"'), r"index.json cannot be read \(Expecting"),
   "json without items": (codes_file("index.json", ["<a_1>"]), "does not hold names with values"),

@@ -134,8 +134,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _ours_or_serious(record: logging.LogRecord) -> bool:
-  ours = str(pathlib.Path(__file__).parents[1])
-  return record.levelno >= logging.WARNING or record.pathname.startswith(ours)
+  """Whether to show a record; of those of libraries a line, without traceback: our sentence says what is wrong."""
+  ours = record.pathname.startswith(str(pathlib.Path(__file__).parents[1]))
+  if not ours:
+    record.msg, record.args, record.exc_info = f"{record.getMessage()}\n".splitlines()[0][:300], (), None
+  return ours or record.levelno >= logging.WARNING
 
 
 def _one_device_per_core() -> None:
