@@ -409,6 +409,12 @@ def test_checkpoints_go_on_on_another_mesh(tmp_path):
   np.testing.assert_allclose(np.float32(half), moved["code_embedding"], rtol=0.01)
 
 
+def test_a_run_goes_on_on_other_numbers_of_devices(tmp_path, reference):
+  for devices, length in ((2, "4 steps"), (1, "8 steps"), (4, "12 steps")):
+    run(tmp_path, mesh=sharding.make_mesh(devices=jax.devices()[:devices]), train__length=length)
+  np.testing.assert_allclose(list(logged(tmp_path).values()), list(logged(reference).values()), rtol=1e-5)
+
+
 def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
   tree = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.arange(5, dtype=np.int32)}
   place = lambda tree, mesh, spec: jax.device_put(tree, sharding.NamedSharding(mesh, spec))  # noqa: E731
