@@ -380,7 +380,7 @@ def with_damage(draw, files: dict[str, bytes]) -> dict[str, bytes]:
   if name.removesuffix(".gz").endswith((".json", ".jsonl")) and content[:1] == b"{" and draw(st.integers(0, 2)):
     rows = content.decode().splitlines() if ".jsonl" in name or b"\n" in content else [content.decode()]
     place = draw(st.integers(0, len(rows) - 1))
-    with contextlib.suppress(ValueError):  # Python's literals are no JSON
+    with contextlib.suppress(ValueError):  # Python's literals are not JSON
       rows[place] = draw(replaced(rows[place]))
     content = "\n".join(rows).encode(errors="surrogatepass")
   else:

@@ -18,7 +18,7 @@ from rastp_jax.data.sources import raw_files
 from rastp_jax.data.sources.source import RawData
 from rastp_jax.errors import InputError
 
-_INTEGER = re.compile(r"-?[0-9]{1,18}")  # `int` also takes 1_0, which is no id
+_INTEGER = re.compile(r"-?[0-9]{1,18}")  # `int` also takes 1_0, which is not an id
 
 
 class SequencesDirectory:
