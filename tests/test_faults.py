@@ -436,7 +436,7 @@ def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
 
 
 def test_damaged_workdirs_give_a_saved_state_or_a_sentence(tmp_path, reference):
-  """The first of the seeds of docs/results/faults.json."""
+  """The first seeds of `python -m rastp_jax.experiment faults --mutations=500`."""
   shutil.copytree(reference, tmp_path / "run")
   setup = setup_of()
   states = mutations.saved_states(setup, tmp_path / "run")
