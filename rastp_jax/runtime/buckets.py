@@ -13,6 +13,7 @@ import contextlib
 import errno
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -271,6 +272,7 @@ def _files() -> Any:
       "Paths that begin with gs:// need the package gcsfs: install it by `pip install 'rastp_jax[gcs]'` (in a clone: "
       "`.venv/bin/pip install gcsfs`), or give a local path."
     ) from error
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback of what it then raises
   system = fsspec.filesystem("gs", finalize_on_close=True)  # as etils asks for it
   # Listings that are remembered would be of before: TensorStore and other processes write there, too.
   system.dircache.use_listings_cache = False
