@@ -24,13 +24,19 @@ _CODES = flags.DEFINE_string(
   "Your own semantic IDs instead of learned ones: .npy (items x levels or levels x items), LETTER-style index.json, "
   "or an .npz of this program (docs/semantic_ids.md).",
 )
+_BEAM_OPTIONS = flags.DEFINE_list(
+  "beam_options",
+  None,
+  "Has the workers of an Apache Beam pipeline write the histories, like runner=DirectRunner,direct_num_workers=4 "
+  "(docs/scaling.md).",
+)
 
 
 def main() -> None:
   config = cli.load_config(_CONFIG.value)
   from rastp_jax.semantic_ids.preparation import prepare
 
-  print(buckets.shown(prepare(config, _RAW_DIR.value, _CODES.value).describe()))
+  print(buckets.shown(prepare(config, _RAW_DIR.value, _CODES.value, _BEAM_OPTIONS.value).describe()))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,12 @@ the held-out item:
     python -m rastp_jax.recommend --workdir=runs/beauty --users=all --output=recs.csv
     python -m rastp_jax.recommend --workdir=runs/beauty --split=test --output=recs.jsonl
 
+Many users are answered in shards, recs-00000-of-00064.jsonl and so on, each written once it is complete: the same
+command goes on with those that are missing. Several processes, started alike (docs/scaling.md), share them.
+
+    python -m rastp_jax.recommend --workdir=runs/beauty --split=test --output=recs.jsonl --shards=64
+    cat recs-*-of-00064.jsonl > recs.jsonl
+
 The same from Python: rastp_jax/serving/recommender.py.
 """
 
@@ -45,6 +51,12 @@ _K = flags.DEFINE_integer("k", 10, "Recommendations per user; at most all items.
 _EXCLUDE_HISTORY = flags.DEFINE_bool(
   "exclude_history", False, "Never recommend an item of the history; decoding keeps more beams, so that k items remain."
 )
+_SHARDS = flags.DEFINE_integer(
+  "shards",
+  None,
+  "Files that the output is divided into, in the order of the users. Default: one, or one per process.",
+)
+cli.define_host_flags()
 _OVERRIDE = cli.define_override_flag("like eval.beam_width=50 or data.data_dir=DIR")
 
 
@@ -64,6 +76,7 @@ def main():
     k=_K.value,
     exclude_history=_EXCLUDE_HISTORY.value,
     overrides=_OVERRIDE.value,
+    shards=_SHARDS.value,
   )
   # Where the recommendations go to stdout, it holds nothing else.
   print(f"{output}: {summary.describe()}", file=sys.stderr if output == files.STDOUT else sys.stdout)

@@ -1,15 +1,19 @@
 """Batches: what a sample is, which samples an epoch holds, and that buckets change neither."""
 
+import collections
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
 
-from rastp_jax.batches import buckets
-from rastp_jax.batches.batches import TrainingBatches, evaluation_batches, gather, training_iterator, with_codes
+from rastp_jax.batches import buckets, samplers
+from rastp_jax.batches.batches import ORDER, TrainingBatches, evaluation_batches, gather, training_iterator, with_codes
+from rastp_jax.batches.shuffle import shuffled
 from rastp_jax.config import DataConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
@@ -66,7 +70,6 @@ def test_an_epoch_has_exactly_the_batches_announced_also_where_no_history_is_lon
   for run_length in (1, 3):
     source = training_batches(histories, codes, config, batch_size=16, seed=0, row_multiple=8, run_length=run_length)
     for epoch in range(3):
-      assert len(source._plan(epoch)) == source.steps_per_epoch
       batches = [source[epoch * source.steps_per_epoch + step] for step in range(source.steps_per_epoch)]
       assert all(len(batch["weight"]) for batch in batches), "a batch of no rows"
       assert all(batch["weight"].sum() for batch in batches), "a batch of filler rows alone"
@@ -161,9 +164,80 @@ def test_a_draw_can_stay_together():
   source = training_batches(histories, codes, config, batch_size=300, seed=0)
   assert source.buckets[0].rows == 512 and source.steps_per_epoch == 4
   for step in range(8):
-    _, starts, _ = source._plan(step // 4)[step % 4]
+    starts, _ = source.samples(step)
     assert len({np.searchsorted(histories.offsets, start, side="right") for start in starts}) <= 32
   assert 0 < source[0]["weight"].sum() < 512
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 65, 1000, 4097])
+def test_a_shuffle_has_every_number_once(size):
+  places = np.arange(size)
+  orders = {tuple(shuffled(places, size, (seed, 3))) for seed in range(3)}
+  assert all(sorted(order) == places.tolist() for order in orders)
+  assert len(orders) == 3 or size < 7
+  halves = np.split(places, [size // 2])
+  assert orders == {tuple(np.concatenate([shuffled(half, size, (seed, 3)) for half in halves])) for seed in range(3)}
+
+
+@pytest.mark.parametrize("size", [2**31 + 1, 10**12, 2**62])
+def test_a_shuffle_of_more_than_fits_in_memory(size):
+  places = np.concatenate([np.arange(2000), size - 1 - np.arange(2000)])
+  found = shuffled(places, size, (0,))
+  assert len(np.unique(found)) == len(places) and found.min() >= 0 and found.max() < size
+  spread = np.histogram(found, 20, (0, size))[0]
+  assert np.abs(spread - 200).max() < 5 * np.sqrt(200)
+  assert abs(np.corrcoef(found[:1999], found[1:2000])[0, 1]) < 5 / np.sqrt(2000)
+
+
+def test_all_orders_of_a_few_numbers_are_as_likely():
+  """Pearson's chi-squared stays within five standard deviations, also for places, values and neighbours of more."""
+  for size, draws in ((3, 300), (4, 1200)):
+    orders = collections.Counter(tuple(shuffled(np.arange(size), size, (seed,))) for seed in range(draws))
+    kinds = math.factorial(size)
+    expected = draws / kinds
+    statistic = sum((orders[order] - expected) ** 2 / expected for order in itertools.permutations(range(size)))
+    assert statistic < kinds - 1 + 5 * np.sqrt(2 * (kinds - 1))
+  size, draws = 20, 600
+  places, following = np.zeros((2, size, size))
+  for seed in range(draws):
+    order = shuffled(np.arange(size), size, (seed, 1))
+    places[np.arange(size), order] += 1
+    following[order[:-1], order[1:]] += 1
+  for table, cells, expected in (
+    (places, np.ones((size, size), bool), draws / size),
+    (following, ~np.eye(size, dtype=bool), draws / size),
+  ):
+    statistic = ((table[cells] - expected) ** 2 / expected).sum()
+    freedom = (size - 1) ** 2
+    assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom) + 2 * size
+
+
+def test_the_order_is_written_down():
+  """A change of these numbers is a new `batches.ORDER`: runs that were begun before cannot go on."""
+  assert ORDER == 2
+  assert shuffled(np.arange(6), 1000, (7, 0, 1)).tolist() == [661, 346, 950, 112, 797, 717]
+  histories, codes = make_data(LENGTHS)
+  subsequences = dataclasses.replace(BUCKETS, sampling="subsequences")
+  for config, targets in ((BUCKETS, [47, 13, 12, 31, 19, 34]), (subsequences, [8, 48, 33, 16, 8, 49])):
+    source = training_batches(histories, codes, config, batch_size=64, seed=7)
+    assert source.rows(11)["target"][:6].tolist() == targets
+
+
+def test_users_are_ordered_by_size():
+  for largest in (5, 70_000, 2**31):
+    sizes = np.random.default_rng(largest).integers(0, largest, 500)
+    np.testing.assert_array_equal(samplers._largest_first(sizes), np.argsort(-sizes, kind="stable"))
+
+
+def test_a_worker_is_sent_no_list_of_samples():
+  """What a source holds grows with the users: 9 times the interactions need no more than 4 bytes for each more."""
+  sizes = []
+  for length in (10, 90):
+    histories, codes = make_data([length] * 400)
+    source = training_batches(histories, codes, BUCKETS, batch_size=64, seed=7)
+    assert source[0] and source[source.steps_per_epoch]  # of two epochs
+    sizes.append(len(pickle.dumps(source)))
+  assert sizes[1] - sizes[0] < 4 * 80 * 400 + 2000
 
 
 def test_truncation_and_padding_are_the_published_ones():

@@ -58,9 +58,9 @@ def read(tmp_path, files: dict, **settings) -> tuple[prepared.Prepared, dict[str
 
 def by_user(found: prepared.Prepared) -> dict[str, list[str]]:
   names = found.item_ids
-  user_ids, items, offsets = found.histories()
+  items, offsets = found.histories()
   parts = np.split(items, offsets[1:-1])
-  return {user: [names[k] for k in part] for user, part in zip(user_ids, parts, strict=True)}
+  return {user: [names[k] for k in part] for user, part in zip(found.user_ids, parts, strict=True)}
 
 
 def refused(tmp_path, files: dict, sentence: str, **settings) -> None:

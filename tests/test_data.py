@@ -65,7 +65,7 @@ def test_histories_and_items_survive_the_round_trip(tmp_path, gzipped):
   np.testing.assert_array_equal(loaded.items, [0, 1, 2, 3, 1, 1, 4])
   np.testing.assert_array_equal(loaded.offsets, [0, 4, 7])
   assert loaded.items.dtype == np.int32 and loaded.offsets.dtype == np.int64
-  assert loaded.user_ids == ["alice", "carol"] and loaded.num_items == 5
+  assert list(loaded.user_ids) == ["alice", "carol"] and loaded.num_items == 5
 
   items = histories.load_items(str(tmp_path / "data"), "sized")
   assert [item.title for item in items] == [f"Item {k}" for k in range(1, 6)]
@@ -246,12 +246,50 @@ def test_unprepared_names_the_command(tmp_path):
       read(str(tmp_path), "beauty")
 
 
-def test_a_torn_table_is_refused(tmp_path):
+def test_torn_histories_are_refused(tmp_path):
   prepared = prepare(tmp_path, write_raw(tmp_path / "raw"))
+  tear = lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  arrays = pathlib.Path(prepared.histories_dir) / "arrays.npz"
   (shard,) = pathlib.Path(prepared.histories_dir).glob("*array_record*")
-  shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-  with pytest.raises(InputError, match="review_histories/small/1.0.0 cannot be read .*remove it"):
+  whole = arrays.read_bytes()
+  tear(arrays)
+  with pytest.raises(InputError, match="arrays.npz cannot be read .*remove it, and the table beside it is read"):
     histories.load(str(tmp_path / "data"), "small")
+  damaged = bytearray(whole)
+  damaged[whole.index(b"descr") + 128] ^= 1  # a bit of the first item
+  arrays.write_bytes(damaged)
+  with pytest.raises(InputError, match="arrays.npz cannot be read .*CRC"):
+    histories.load(str(tmp_path / "data"), "small")
+  np.savez(arrays, items=np.zeros(3, np.int32), offsets=np.array([0, 3]))
+  with pytest.raises(InputError, match="its histories are not those that its metadata.json tells of"):
+    histories.load(str(tmp_path / "data"), "small")
+  tear(shard)
+  arrays.write_bytes(whole)
+  loaded = histories.load(str(tmp_path / "data"), "small")  # training needs no user ids, and reads no table
+  arrays.unlink()
+  torn = "review_histories/small/1.0.0 cannot be read .*remove it"
+  with pytest.raises(InputError, match=torn):
+    list(loaded.user_ids)
+  with pytest.raises(InputError, match=torn):
+    histories.load(str(tmp_path / "data"), "small")
+
+
+def test_histories_without_arrays_are_read_from_the_table(tmp_path):
+  """Earlier versions wrote no arrays."""
+  prepared = prepare(tmp_path, write_raw(tmp_path / "raw"))
+  with_arrays = histories.load(str(tmp_path / "data"), "small")
+  (pathlib.Path(prepared.histories_dir) / "arrays.npz").unlink()
+  without = histories.load(str(tmp_path / "data"), "small")
+  for name in ("items", "offsets"):
+    np.testing.assert_array_equal(getattr(without, name), getattr(with_arrays, name), strict=True)
+
+
+def test_user_ids_are_read_in_part(tmp_path):
+  ids = prepare(tmp_path, write_raw(tmp_path / "raw")).user_ids
+  everybody = list(ids)
+  assert len(ids) == len(everybody) >= 2
+  assert list(ids[1:]) == everybody[1:] and ids[0] == everybody[0] and ids[-1] == everybody[-1]
+  assert list(ids[1:][:0]) == [] and list(ids[5:]) == []
 
 
 class Pair:

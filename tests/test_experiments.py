@@ -75,6 +75,7 @@ def test_results_say_where_they_come_from(tmp_path):
   assert {"cores", "device_kind", "devices"} == set(written["machine"])
   assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", written["date"])
   assert written["interactions"] == 2000 and written["prepare"]["seconds"] > 0 and written["prepare"]["peak_gb"] > 0
+  assert written["batches"]["samples_per_epoch"] > 0 and written["batches"]["batches_per_second_per_core"] > 0
 
 
 def test_the_commit_says_whether_files_have_changed(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 from rastp_jax.experiments import tiny_run
 from rastp_jax.experiments.tiny_run import log, losses
+from rastp_jax.serving.recommendation_files import recommend_to_file
 from tests.helpers import compiling
 
 WAIT = 300  # seconds; a machine that does other things as well may be slow
@@ -51,6 +52,33 @@ def test_two_processes_compute_what_one_does(tmp_path, cache, one):
   counts = ("users", "invalid_beams", "repeated_beams", "recall@5", "recall@10", "step")
   assert {name: ours[name] for name in counts} == {name: theirs[name] for name in counts}
   assert "samples/s" in log(two, 0).read_text() and "samples/s" not in log(two, 1).read_text()
+
+
+def test_two_processes_recommend_what_one_does(tmp_path, cache, published_run):
+  one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+  arguments = ["--split=test", "-k", "3", f"--workdir={published_run}", f"--output={two}", "--shards=3"]
+  started = start(two, cache, processes=2, devices=2, arguments=arguments, module="recommend")
+  recommend_to_file(str(published_run), one, k=3)
+  assert finish(started) == [0, 0], log(two, 1).read_text()
+  shards = [tmp_path / f"two-0000{shard}-of-00003.jsonl" for shard in range(3)]
+  texts = [shard.read_text() for shard in shards]
+  whole = [json.loads(line) for line in one.read_text().splitlines()]
+  joined = [json.loads(line) for line in "".join(texts).splitlines()]
+  assert len(joined) == len(whole) == 2000 and all(texts)
+  for got, expected in zip(joined, whole, strict=True):
+    assert got["user"] == expected["user"]
+    got, expected = got["recommendations"], expected["recommendations"]
+    assert [item["item_id"] for item in got] == [item["item_id"] for item in expected]
+    np.testing.assert_allclose([i["score"] for i in got], [i["score"] for i in expected], rtol=1e-5)
+  # What is missing is written again, by however many processes; what is there stays.
+  shards[1].unlink()
+  before = [shard.stat().st_mtime_ns for shard in (shards[0], shards[2])]
+  assert recommend_to_file(str(published_run), two, k=3, shards=3).users == len(texts[1].splitlines())
+  assert [json.loads(line)["user"] for line in shards[1].read_text().splitlines()] == [
+    json.loads(line)["user"] for line in texts[1].splitlines()
+  ]
+  assert [shard.stat().st_mtime_ns for shard in (shards[0], shards[2])] == before
+  assert not two.exists()
 
 
 def test_all_processes_stop_with_the_sentence_of_the_one_that_cannot_go_on(tmp_path, cache):

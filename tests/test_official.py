@@ -72,7 +72,7 @@ def test_every_oddity_gives_exactly_the_expected_sequences(tmp_path, gzipped):
   loaded = histories.load(str(tmp_path / "data"), "small")
   items = prepared.items
   assert [item.asin for item in items] == ["B01", "B02", "B03", "B04"]  # order of first appearance in the reviews
-  assert loaded.user_ids == ["A2", "A1"]
+  assert list(loaded.user_ids) == ["A2", "A1"]
   sequences = [[items[k].asin for k in part] for part in np.split(loaded.items, loaded.offsets[1:-1])]
   assert sequences == [["B03", "B01", "B02"], ["B01", "B04", "B02", "B03"]]
 

@@ -300,6 +300,7 @@ def test_a_summary_of_the_wrong_types(tmp_path):
     {"next_batch": "5"},
     {"next_batch": -1},
     {"next_batch": True},
+    {"order": "2"},
     {"samples": None},
     {"seconds": "1"},
     {"logged_seconds": [1]},

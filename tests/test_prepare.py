@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
-from rastp_jax.data import datasets
+from rastp_jax.data import datasets, prepared
+from rastp_jax.data.sources import detect
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli
 from rastp_jax.semantic_ids.preparation import prepare
@@ -55,6 +56,52 @@ def with_ids(config, **changes):
 
 def files_under(root) -> dict[str, bytes]:
   return {str(path): path.read_bytes() for path in pathlib.Path(root).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["synthetic", "interactions"])
+def test_beam_writes_the_files_of_a_single_process(tmp_path, kind, monkeypatch):
+  """With k-core, ties and repeats as well; in more than ten shards, which TFDS would count in another order."""
+  pytest.importorskip("apache_beam", reason="needs the extra 'beam'")
+  monkeypatch.setattr(prepared, "_SHARD_ROWS", 40)
+  raw_dir = None
+  if kind == "interactions":
+    raw_dir, rng = str(tmp_path), np.random.default_rng(0)
+    table = zip(
+      rng.integers(0, 600, 9000), (60 * rng.random(9000) ** 2).astype(int), rng.integers(0, 900, 9000), strict=True
+    )
+    (tmp_path / "interactions.csv").write_text(
+      "user,item,timestamp\n" + "".join(f"u{u},i{i},{t}\n" for u, i, t in table)
+    )
+  made = []
+  for name, options in (("one", None), ("beam", ["runner=DirectRunner"])):
+    data = DataConfig(dataset=kind, data_dir=str(tmp_path / name), k_core=10)
+    found, _ = detect.prepare_dataset(data, raw_dir, beam_options=options)
+    assert found.num_users > 11 * 40
+    made.append({path.removeprefix(str(tmp_path / name)): text for path, text in files_under(tmp_path / name).items()})
+  assert made[0] == made[1] and len(made[0]) > 20
+
+
+@pytest.mark.parametrize(
+  ("option", "reason"),
+  [
+    ("runner=Nope", "Unexpected pipeline runner: Nope"),
+    ("rnner=DirectRunner", "there is no option rnner"),
+    ("direct_num_workers=x", "invalid int value: 'x'"),
+  ],
+)
+def test_beam_options_that_cannot_be_used(tmp_path, option, reason):
+  pytest.importorskip("apache_beam", reason="needs the extra 'beam'")
+  data = DataConfig(dataset="synthetic", data_dir=str(tmp_path / "data"))
+  with pytest.raises(InputError, match=f"--beam_options={option} cannot be used .*{reason}"):
+    detect.prepare_dataset(data, beam_options=[option])
+  assert not (tmp_path / "data").exists()
+
+
+def test_beam_that_is_not_installed(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+  with pytest.raises(InputError, match=r"--beam_options needs Apache Beam .*: pip install 'rastp_jax\[beam\]'"):
+    detect.prepare_dataset(DataConfig(dataset="synthetic", data_dir=str(tmp_path / "data")), beam_options=[])
+  assert not (tmp_path / "data").exists()
 
 
 def test_synthetic_is_prepared_once_and_then_found(config):

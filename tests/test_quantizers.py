@@ -1,5 +1,6 @@
 """All methods of learning codes, by their one interface; and what each promises besides."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +46,29 @@ def fit(points, **changes):
 
 def fit_kmeans(points, levels, codebook_size=12, seed=0, normalize=False) -> ResidualKMeans:
   return fit(points, levels=levels, codebook_size=codebook_size, seed=seed, normalize_residuals=normalize)
+
+
+@pytest.mark.parametrize("rows", [5, 603])
+def test_devices_share_the_rows_of_a_batch(rows, monkeypatch):
+  points, batches = clustered()[0][:rows], []
+  monkeypatch.setattr(base, "_BATCH", 16)
+  doubled = base.in_batches(lambda batch: batches.append(batch) or 2 * batch, points)
+  np.testing.assert_array_equal(doubled, 2 * points)
+  devices = jax.local_device_count()
+  assert devices > 1 and len(batches) == -(-rows // (16 * devices)) and len({batch.shape for batch in batches}) == 1
+  for batch in batches:
+    parts = [part.data.shape[0] for part in batch.addressable_shards]
+    assert len(parts) == devices and set(parts) == {len(batch) // devices}
+
+
+@pytest.mark.parametrize("method", ["residual_kmeans", "rqvae"])
+def test_codes_do_not_depend_on_the_number_of_devices(method, monkeypatch):
+  points = clustered()[0]
+  quantizer = fit(points, method=method)
+  found, errors = quantizer.encode(points), quantizer.squared_errors(points)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+  np.testing.assert_array_equal(quantizer.encode(points), found)
+  np.testing.assert_allclose(quantizer.squared_errors(points), errors, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

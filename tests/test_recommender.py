@@ -255,6 +255,49 @@ def test_bad_input_ends_in_one_sentence_and_leaves_the_output_alone(tmp_path, co
   assert {path.name for path in tmp_path.iterdir()} <= {"in.jsonl", "out.jsonl"}
 
 
+def test_shards_go_on_only_with_the_same_recommendations(published_run, tmp_path, monkeypatch):
+  monkeypatch.setattr(recommendation_files.Recommender, "stream", lambda self, histories, k, **_: answer_all(histories))
+  (tmp_path / "in.jsonl").write_text("".join(f'{{"user": {user}, "history": ["1"]}}\n' for user in range(5)))
+  output = tmp_path / "recs.jsonl.gz"
+  write = lambda **changes: recommendation_files.recommend_to_file(
+    published_run, output, **{"input_path": tmp_path / "in.jsonl", "k": 2, "shards": 3, **changes}
+  )
+  assert write().users == 5
+  paths = sorted(tmp_path.glob("recs-*"))
+  assert [path.name for path in paths] == [*(f"recs-0000{n}-of-00003.jsonl.gz" for n in range(3)), "recs-of-00003.json"]
+  joined = gzip.decompress(b"".join(path.read_bytes() for path in paths[:3]))
+  assert [json.loads(line)["user"] for line in joined.splitlines()] == list(range(5))
+  paths[1].unlink()
+  assert write().users == 2
+  assert write().describe() == "nothing left to write"
+  for changes, name in (
+    ({"k": 3}, "k=2, but now 3"),
+    ({"exclude_history": True}, "exclude_history=False, but now True"),
+    ({"input_path": None}, "split=None, but now 'test'"),
+    ({"overrides": ["eval.beam_width=50"]}, r"overrides=\[\], but now"),
+  ):
+    with pytest.raises(InputError, match=f"recs-of-00003.json says that the shards beside it were made with {name}"):
+      write(**changes)
+  (tmp_path / "in.jsonl").write_text('{"user": 1, "history": ["2"]}\n' * 5)
+  with pytest.raises(InputError, match="were made with input="):
+    write()
+  paths[3].unlink()
+  with pytest.raises(InputError, match=r"There are shards of .*recs.jsonl.gz, but no .*recs-of-00003.json that says"):
+    write()
+
+
+def test_shards_need_files(published_run, tmp_path):
+  write = lambda output, **changes: recommendation_files.recommend_to_file(published_run, output, **changes)
+  for shards in (0, -1, 100_000):
+    with pytest.raises(InputError, match=f"shards={shards} cannot be used"):
+      write(tmp_path / "out", shards=shards)
+  os.mkfifo(tmp_path / "fifo")
+  for output, source in (("-", None), (tmp_path / "out", tmp_path / "fifo"), (tmp_path / "fifo", None)):
+    with pytest.raises(InputError, match="Shards need an input and an output that are files"):
+      write(output, input_path=source, shards=2)
+  assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
 def test_torn_gzip(tmp_path):
   packed = gzip.compress(b'{"user": 1, "history": ["1"]}\n' * 1000)
   (tmp_path / "in.jsonl.gz").write_bytes(packed[:-12])

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from flax import nnx
 
 from rastp_jax import config as config_lib
+from rastp_jax.batches.batches import ORDER
 from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.errors import InputError
 from rastp_jax.experiments.tiny import make_config, make_data
@@ -479,7 +481,7 @@ def test_bucket_lengths_left_open_are_chosen_and_recorded(tmp_path):
   assert Workdir(tmp_path).read_config().data.bucket_lengths == chosen
 
 
-def test_a_workdir_of_version_0_1_resumes_exactly(tmp_path, reference):
+def test_a_workdir_with_the_names_of_version_0_1_resumes_exactly(tmp_path, reference):
   """Its config.json has former names; so has the config in its checkpoints."""
   with pytest.raises(Died):
     run(tmp_path, batches=die_at(8))
@@ -487,8 +489,9 @@ def test_a_workdir_of_version_0_1_resumes_exactly(tmp_path, reference):
   Workdir(tmp_path).config.write_text(CONFIG_0_1)
   for path in Workdir(tmp_path).checkpoints.glob("*/progress/metadata"):
     written = json.loads(path.read_text())
+    del written["checksum"]  # of the names as they are now
     progress = json.loads(PROGRESS_0_1)
-    assert written.keys() == progress.keys()
+    assert written.keys() == progress.keys() | {"order"}
     assert written["standing"].keys() == progress["standing"].keys()
     path.write_text(json.dumps(written | {"config": old}))
   assert run(tmp_path).step == 12
@@ -500,11 +503,34 @@ def test_a_workdir_of_version_0_1_resumes_exactly(tmp_path, reference):
     run(tmp_path, reduction__method="recent")
 
 
+def test_a_run_begun_in_another_order_of_samples_is_refused_unless_finished(tmp_path, reference):
+  unfinished, finished = tmp_path / "unfinished", tmp_path / "finished"
+  with pytest.raises(Died):
+    run(unfinished, batches=die_at(8))
+  shutil.copytree(reference, finished)
+  for path in tmp_path.glob("*/checkpoints/*/progress/metadata"):
+    written = json.loads(path.read_text())
+    assert written.pop("order") == ORDER and written.pop("checksum")
+    path.write_text(json.dumps(written))
+  before = files_of(unfinished)
+  with pytest.raises(InputError, match="was begun by a version of this program that takes samples in another order: "):
+    run(unfinished)
+  assert files_of(unfinished) == before
+  assert saved_params(unfinished).step == 5
+  assert run(finished).step == 12
+  with pytest.raises(InputError, match="in another order"):
+    run(finished, train__length="15 steps")
+
+
+def files_of(workdir: pathlib.Path) -> dict[str, bytes]:
+  return {str(path): path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != "lock"}
+
+
 def test_progress_of_version_0_1_is_read():
   progress = SavedProgress.from_json(json.loads(PROGRESS_0_1))
-  assert progress == SavedProgress(60, Due.STEP, 5646.0, 3.1838, 3.1807, BestMetric(60, 0.035, 0))
+  assert progress == SavedProgress(60, Due.STEP, 5646.0, 3.1838, 3.1807, BestMetric(60, 0.035, 0), order=1)
   written = progress.to_json()
-  assert written == {name: json.loads(PROGRESS_0_1)[name] for name in written}
+  assert written == {name: json.loads(PROGRESS_0_1).get(name, 1) for name in written}
   pending = SavedProgress.from_json(json.loads(PROGRESS_0_1) | {"pending": True})
   assert pending.due is Due.AFTER_STEP and pending.to_json()["pending"] is True
   for damage in ({"best_step": "../../elsewhere"}, {"best_step": 40}):

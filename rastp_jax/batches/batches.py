@@ -13,7 +13,8 @@ import numpy as np
 from absl import flags
 
 from rastp_jax.batches.buckets import Bucket, size_buckets
-from rastp_jax.batches.samplers import make_sampler, most_recent
+from rastp_jax.batches.samplers import Epoch, Prefixes, Samples, SubSequences, most_recent
+from rastp_jax.batches.shuffle import shuffled
 from rastp_jax.config import DataConfig, ModelConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
@@ -24,15 +25,18 @@ from rastp_jax.semantic_ids.codes import SemanticIds
 # user (B,) int64 in evaluation, -1 for filler rows. With codes: history (B, N, R), target (B, R), weight.
 Batch = dict[str, np.ndarray]
 
+# Which sample comes when. A change of this order is a new number: a run goes on only in the order it was begun in.
+ORDER = 2
 _ENDLESS = 2**62  # a source has no last batch: training ends when the trainer says so
 
 
 class TrainingBatches:
   """A random-access source of training batches, the same on every host but for its slice of rows.
 
-  An epoch draws samples (each user's every prefix once, or contiguous sub-sequences as published), shuffles them inside
-  their length bucket, cuts them into batches of about equal tokens and shuffles the batches. Bucketing therefore
-  changes which samples share a batch, not which samples are seen.
+  An epoch holds samples (each user's every prefix once, or contiguous sub-sequences as published), shuffled inside
+  their length bucket and cut into batches of about equal tokens, which are shuffled in turn. Bucketing therefore
+  changes which samples share a batch, not which samples are seen. Both orders are computed where they are needed
+  (`shuffle.py`), so that prefixes need no list of an epoch's samples, and a new epoch begins like any other batch.
 
   Args:
     histories: all users.
@@ -63,33 +67,37 @@ class TrainingBatches:
     run_length: int = 1,
     shard: tuple[int, int] = (0, 1),
   ):
-    self._histories, self._table, self._config, self._lengths = histories, table, config, tuple(lengths)
-    self._seed, self._run_length, self._shard = seed, run_length, shard
+    self._histories, self._table, self._seed = histories, table, seed
+    self._run_length, self._shard = run_length, shard
     first, stop = histories.training_spans()
-    usable = stop - first >= 2
-    if not usable.any():
+    sizes = stop - first
+    if sizes.max() < 2:
       raise InputError(
         f"No user of {config.dataset} has the {2 + config.hold_out} items that training needs ({config.hold_out} are "
         "held out): give longer histories."
       )
-    self._sampler = make_sampler(first[usable], stop[usable], config)
-    # Bucket sizes must not depend on the seed (they are compiled), so they come from a draw of their own.
-    starts, ends, groups = self._sampler.draw(np.random.default_rng(0))
-    counts = np.bincount(self._bucket_of(starts, ends), minlength=len(self._lengths))
-    if config.mix_users:
-      # Random draws vary from epoch to epoch: room for three standard deviations, so that hardly a sample is left out.
-      room = counts + 3 * np.sqrt(counts) * self._sampler.varies
-      self.buckets = size_buckets(self._lengths, counts, room, batch_size, row_multiple, run_length)
+    del stop  # at a billion samples, each of these takes as much as the sampler keeps
+    if config.sampling == "prefixes":
+      self._sampler = Prefixes(first, sizes, config.max_items, lengths)
     else:
-      assert groups is not None  # mix_users=False needs sub-sequences, which are drawn by groups
-      draws = int(groups[-1]) + 1
-      self._draws_per_batch = max(1, round(batch_size * draws / counts[0]))
-      rows = round_up(self._draws_per_batch * config.samples_per_draw, row_multiple)
-      batches = max(1, draws // (self._draws_per_batch * run_length)) * run_length
-      self.buckets = (Bucket(self._lengths[0], rows, batches),)
+      self._sampler = SubSequences(first, sizes, config, lengths)
+    # Bucket sizes must not depend on the seed (they are compiled), so they come from a draw of their own.
+    counts = self._sampler.epoch(0, 0).counts
+    # Random draws vary from epoch to epoch: room for three standard deviations, so that hardly a sample is left out.
+    room = counts + 3 * np.sqrt(counts) * self._sampler.varies
+    self._groups_per_batch = 0  # of users who share a draw and stay together; 0: samples are mixed
+    if config.mix_users:
+      self.buckets = size_buckets(lengths, counts, room, batch_size, row_multiple, run_length)
+    else:
+      assert isinstance(self._sampler, SubSequences)  # config.data.check refuses anything else
+      groups = self._sampler.groups
+      self._groups_per_batch = max(1, round(batch_size * groups / counts[0]))
+      rows = round_up(self._groups_per_batch * config.samples_per_draw, row_multiple)
+      batches = max(1, groups // (self._groups_per_batch * run_length)) * run_length
+      self.buckets = (Bucket(lengths[0], rows, batches),)
     self.steps_per_epoch = sum(bucket.batches for bucket in self.buckets)
     self.samples_per_step = counts.sum() / self.steps_per_epoch
-    self._plans: dict[int, list[tuple[Bucket, np.ndarray, np.ndarray]]] = {}
+    self._epochs: dict[int, Epoch] = {}
 
   def __len__(self) -> int:
     return _ENDLESS
@@ -100,46 +108,52 @@ class TrainingBatches:
 
   def rows(self, index: int) -> Batch:
     """The same as item rows."""
-    epoch, step = divmod(index, self.steps_per_epoch)
-    bucket, starts, ends = self._plan(epoch)[step]
-    share = bucket.rows // self._shard[1]
+    bucket, number = self._place(index)
+    items, share = self.buckets[bucket].items, self.buckets[bucket].rows // self._shard[1]
     mine = slice(self._shard[0] * share, (self._shard[0] + 1) * share)
-    return gather(self._histories, starts[mine], ends[mine], items=bucket.items, rows=share)
+    starts, ends = self._samples(index // self.steps_per_epoch, bucket, number, mine)
+    return gather(self._histories, starts, ends, items=items, rows=share)
 
-  def epoch_samples(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """All samples (start, end) of an epoch, in the order in which their batches come."""
-    _, starts, ends = zip(*self._plan(epoch), strict=True)
+  def samples(self, index: int) -> Samples:
+    """Starts and ends of the samples of batch `index`, those of all hosts."""
+    return self._samples(index // self.steps_per_epoch, *self._place(index), slice(None))
+
+  def epoch_samples(self, epoch: int) -> Samples:
+    """All samples of an epoch, in the order in which their batches come."""
+    steps = range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
+    starts, ends = zip(*map(self.samples, steps), strict=True)
     return np.concatenate(starts), np.concatenate(ends)
 
-  def _plan(self, epoch: int) -> list[tuple[Bucket, np.ndarray, np.ndarray]]:
-    """The epoch's batches; the last two epochs asked for are kept, since workers may be at either side of the turn."""
-    if epoch not in self._plans:
-      self._plans = dict(list(self._plans.items())[-1:]) | {epoch: self._make_plan(epoch)}
-    return self._plans[epoch]
+  def _place(self, index: int) -> tuple[int, int]:
+    """The bucket of batch `index`, and which of its epoch's batches of that bucket it is."""
+    epoch, step = divmod(index, self.steps_per_epoch)
+    run, within = divmod(step, self._run_length)
+    (run,) = shuffled(np.array([run]), self.steps_per_epoch // self._run_length, (self._seed, epoch, 0))
+    number = int(run) * self._run_length + within
+    for bucket, size in enumerate(self.buckets):
+      if number < size.batches:
+        return bucket, number
+      number -= size.batches
+    raise AssertionError  # buckets hold all steps of an epoch
 
-  def _make_plan(self, epoch: int) -> list[tuple[Bucket, np.ndarray, np.ndarray]]:
-    rng = np.random.default_rng([self._seed, epoch])
-    starts, ends, groups = self._sampler.draw(rng)
-    plan = []
-    if not self._config.mix_users:
-      assert groups is not None
-      (bucket,) = self.buckets
-      for draw in range(0, bucket.batches * self._draws_per_batch, self._draws_per_batch):
-        mine = np.flatnonzero((groups >= draw) & (groups < draw + self._draws_per_batch))
-        plan.append((bucket, starts[mine], ends[mine]))
-      return plan
-    bucket_of = self._bucket_of(starts, ends)
-    for index, bucket in enumerate(self.buckets):
-      mine = rng.permutation(np.flatnonzero(bucket_of == index))
-      if not bucket.batches:  # training samples are shorter; evaluation and serving may still meet such histories
-        continue
-      for rows in np.array_split(mine[: bucket.batches * bucket.rows], bucket.batches):
-        plan.append((bucket, starts[rows], ends[rows]))
-    runs = rng.permutation(len(plan) // self._run_length)
-    return [plan[run * self._run_length + step] for run in runs for step in range(self._run_length)]
+  def _samples(self, epoch: int, bucket: int, number: int, mine: slice) -> Samples:
+    """Some rows' samples of a bucket's batch `number`."""
+    if self._groups_per_batch:
+      assert isinstance(self._sampler, SubSequences)
+      groups = range(number * self._groups_per_batch, (number + 1) * self._groups_per_batch)
+      starts, ends = zip(*(self._sampler.draw(self._seed, epoch, group) for group in groups), strict=True)
+      return np.concatenate(starts)[mine], np.concatenate(ends)[mine]
+    drawn, size = self._epoch(epoch), self.buckets[bucket]
+    count = int(drawn.counts[bucket])
+    used = min(count, size.batches * size.rows)
+    places = np.arange(number * used // size.batches, (number + 1) * used // size.batches)[mine]
+    return drawn.take(bucket, shuffled(places, count, (self._seed, epoch, 1 + bucket)))
 
-  def _bucket_of(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    return np.searchsorted(self._lengths, ends - 1 - starts)
+  def _epoch(self, epoch: int) -> Epoch:
+    """The epoch's samples; the last two epochs asked for are kept, since workers may be at either side of the turn."""
+    if epoch not in self._epochs:
+      self._epochs = dict(list(self._epochs.items())[-1:]) | {epoch: self._sampler.epoch(self._seed, epoch)}
+    return self._epochs[epoch]
 
 
 def evaluation_batches(

@@ -23,7 +23,7 @@ class Histories:
     offsets: int64 (users + 1,); user u owns items[offsets[u] : offsets[u + 1]], at least 3 of them. These users have a
       validation and a test target: their last two items.
     num_items: items in the catalogue; every entry of `items` is below it.
-    user_ids: the source's user ids, one per user.
+    user_ids: the source's user ids, one per user; of a prepared dataset, read only when they are asked for.
     fingerprint: identifies the source the dataset was prepared from.
     train_only: int64 (others + 1,): the same for users with no held-out item (data.split, data.hold_out), whose items
       follow; None where there are none.
@@ -87,15 +87,15 @@ class Histories:
 
 def read(prepared: Prepared) -> Histories:
   """Reads a prepared dataset's histories, users in source order."""
-  user_ids, items, offsets = prepared.histories()
-  evaluated = len(user_ids) if prepared.evaluated is None else prepared.evaluated
+  items, offsets = prepared.histories()
+  evaluated = prepared.num_users if prepared.evaluated is None else prepared.evaluated
   return Histories(
     items,
     offsets[: evaluated + 1],
     prepared.num_items,
-    user_ids[:evaluated],
+    prepared.user_ids[:evaluated],
     prepared.fingerprint,
-    offsets[evaluated:] if evaluated < len(user_ids) else None,
+    offsets[evaluated:] if evaluated < prepared.num_users else None,
   )
 
 

@@ -12,18 +12,19 @@ import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import splits as splits_lib
 
 from rastp_jax import config as config_lib
 from rastp_jax.data import datasets
 from rastp_jax.data.items import Item
 from rastp_jax.data.sources.source import Source
-from rastp_jax.data.splits import LEAVE_ONE_OUT, MIN_ITEMS, Split
+from rastp_jax.data.splits import LEAVE_ONE_OUT, MIN_ITEMS, Rows, Split
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import buckets, files, terminal
 
@@ -32,6 +33,7 @@ _FILE_FORMAT = "array_record"
 _SPLIT = "rows"  # leave-one-out is by position in time, not by row, so TFDS sees one split
 _SHARD_ROWS = 1 << 16  # rows per file; TFDS holds one file's rows in memory
 _READ_ROWS = 1 << 12  # rows read at a time
+_ARRAYS = "arrays.npz"  # beside the histories' table
 _METADATA = "metadata.json"  # TFDS's name
 # What `prepare` records of a table, and which of it every version did.
 _FACTS: dict[str, Any] = {
@@ -50,6 +52,10 @@ _FACTS: dict[str, Any] = {
 _ALWAYS = ("fingerprint", "num_users", "num_items", "num_interactions", "dropped_users")
 
 
+# Yields a file's rows with their numbers.
+_Shard = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
+
+
 class _TableInfo(tfds.core.DatasetInfo):
   """A table's description that is never looked for in TFDS's own store of datasets."""
 
@@ -65,11 +71,8 @@ class _ReviewTable(tfds.core.ShardBasedBuilder):
   # as a requirement).
   code_path = None
 
-  def __init__(
-    self, *, rows: Iterable[dict[str, Any]] = (), num_rows: int = 0, facts: dict[str, Any] | None = None, **kwargs
-  ):
-    self._rows, self._num_rows = rows, num_rows
-    self._facts = facts or {}
+  def __init__(self, *, shards: Sequence[_Shard] = (), facts: dict[str, Any] | None = None, **kwargs):
+    self._shards, self._facts = shards, facts or {}
     super().__init__(file_format=_FILE_FORMAT, **kwargs)
 
   @classmethod
@@ -87,10 +90,16 @@ class _ReviewTable(tfds.core.ShardBasedBuilder):
 
   def _shard_iterators_per_split(self, dl_manager):
     del dl_manager  # what is downloaded is downloaded before
-    # Files are written one after another, so that all can draw from one iterator.
-    numbered = enumerate(self._rows)
-    shards = -(-self._num_rows // _SHARD_ROWS)
-    return {_SPLIT: [lambda: itertools.islice(numbered, _SHARD_ROWS)] * shards}
+    return {_SPLIT: self._shards}
+
+  def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+    super()._download_and_prepare(dl_manager, download_config)
+    # With Beam and more than ten shards, TFDS records the lengths in the order of the shards' numbers as text.
+    splits = self.info.splits
+    assert splits is not None  # just set
+    (found,) = splits.values()
+    lengths = sorted(found.shard_lengths, reverse=True)  # all are full but the last one
+    self.info.set_splits(splits_lib.SplitDict([dataclasses.replace(found, shard_lengths=lengths)]))
 
 
 class ReviewHistories(_ReviewTable):
@@ -162,23 +171,36 @@ class Prepared:
       lines.insert(0, f"  the longest history, of user {self.longest[0]!r}, has {self.longest[1]} items")
     return "\n".join([sizes, *lines, *(f"  {note}" for note in self.notes)])
 
-  def histories(self) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """All users: ids, items int32 (interactions,) end to end, offsets int64 (users + 1,)."""
-    user_ids = []
+  def histories(self) -> tuple[np.ndarray, np.ndarray]:
+    """All users' items end to end, int32 (interactions,), and where each begins, offsets int64 (users + 1,).
+
+    Raises:
+      InputError: they cannot be read.
+    """
+    path = pathlib.Path(self.histories_dir) / _ARRAYS
+    items, offsets = read_arrays(path) if path.exists() else self._histories_of_table()
+    shown = (len(items), len(offsets)) == (self.num_interactions, self.num_users + 1)
+    if not shown or offsets[-1] != len(items) or (len(items) and not 0 <= items.min() <= items.max() < self.num_items):
+      raise _unreadable(self.histories_dir, "its histories are not those that its metadata.json tells of")
+    return items, offsets
+
+  def _histories_of_table(self) -> tuple[np.ndarray, np.ndarray]:
+    """The same from the table: earlier versions wrote no arrays."""
     try:
       items, offsets = np.empty(self.num_interactions, np.int32), np.zeros(self.num_users + 1, np.int64)
     except (MemoryError, ValueError) as error:
       raise _unreadable(self.histories_dir, f"{self.num_interactions} interactions: {error}") from error
-    for row in _read(self.histories_dir, self.num_users):
-      start, user = offsets[len(user_ids)], len(user_ids)
-      offsets[user + 1] = stop = start + len(row["items"])
+    for user, row in enumerate(_read(self.histories_dir, self.num_users)):
+      offsets[user + 1] = stop = offsets[user] + len(row["items"])
       if stop > len(items):
         break
-      items[start:stop] = row["items"]
-      user_ids.append(row["user_id"].decode())
-    if offsets[-1] != len(items) or (len(items) and not 0 <= items.min() <= items.max() < self.num_items):
-      raise _unreadable(self.histories_dir, "its rows are not those that its metadata.json tells of")
-    return user_ids, items, offsets
+      items[offsets[user] : stop] = row["items"]
+    return items, offsets
+
+  @property
+  def user_ids(self) -> "UserIds":
+    """The source's user ids, in the order of `histories`."""
+    return UserIds(self.histories_dir, self.num_users, range(self.num_users))
 
   @functools.cached_property
   def items(self) -> list[Item]:
@@ -219,6 +241,36 @@ class Prepared:
   def item_ids(self) -> list[str]:
     """The source's ids, row = item."""
     return [item.item_id for item in self.items]
+
+
+class UserIds(Sequence[str]):
+  """Users' ids, read from the table each time they are asked for: training needs none, and a billion would not fit.
+
+  Args:
+    directory: of the histories' table.
+    num_rows: the table's rows.
+    rows: those that these are.
+  """
+
+  def __init__(self, directory: str, num_rows: int, rows: range):
+    self._directory, self._num_rows, self._rows = directory, num_rows, rows
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __iter__(self) -> Iterator[str]:
+    for row in _read(self._directory, self._num_rows, self._rows):
+      yield row["user_id"].decode()
+
+  @overload
+  def __getitem__(self, index: int) -> str: ...
+  @overload
+  def __getitem__(self, index: slice) -> "UserIds": ...
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return UserIds(self._directory, self._num_rows, self._rows[index])
+    row = self._rows[index]
+    return next(iter(UserIds(self._directory, self._num_rows, range(row, row + 1))))
 
 
 def find_prepared(data_dir: str, dataset: str) -> Prepared | None:
@@ -277,11 +329,25 @@ def open_prepared(data_dir: str, dataset: str) -> Prepared:
   return found
 
 
-def prepare(data_dir: str, dataset: str, source: Source, split: Split = LEAVE_ONE_OUT) -> Prepared:
+def prepare(
+  data_dir: str,
+  dataset: str,
+  source: Source,
+  split: Split = LEAVE_ONE_OUT,
+  beam_options: Sequence[str] | None = None,
+) -> Prepared:
   """Writes a source's rows as the two tables, or finds them written already.
 
   Everything is read and checked before anything is written, and both tables are written aside and moved to their place
   at the end, so that an interrupted run leaves nothing that would stop the next.
+
+  Args:
+    data_dir: where to.
+    dataset: its name.
+    source: of the rows.
+    split: which of them are held out.
+    beam_options: of an Apache Beam pipeline whose workers write the histories, to the very same files; they must see
+      data_dir. None: this process writes them.
 
   Raises:
     InputError: the source is damaged, its sizes are not the published ones, the data directory already holds this
@@ -298,6 +364,9 @@ def prepare(data_dir: str, dataset: str, source: Source, split: Split = LEAVE_ON
         "choose another config.data.data_dir."
       )
     return found
+  pipeline = {} if beam_options is None else _pipeline(beam_options)
+  if pipeline and buckets.is_url(str(data_dir)):
+    raise InputError(f"{data_dir} cannot be used with --beam_options: its workers need a directory that they share.")
   raw = source.read()
   lengths = np.diff(raw.offsets)
   short = lengths < MIN_ITEMS
@@ -322,17 +391,22 @@ def prepare(data_dir: str, dataset: str, source: Source, split: Split = LEAVE_ON
     "evaluated": None if rows.evaluated == len(rows.user_ids) else rows.evaluated,
     "items_file_rows": None if raw.file_rows is None else raw.num_file_rows,
   }
-  histories = _history_rows(rows.user_ids, rows.items, rows.offsets)
-  catalogue = _item_rows(raw.catalogue, raw.file_rows)
   try:
-    with files.scratch_directory(files.below(data_dir, f".preparing_{dataset}")) as aside:
-      written = [
-        _write(ReviewItems(config=dataset, data_dir=aside, rows=catalogue, num_rows=raw.num_items, facts=facts), aside),
-        _write(
-          ReviewHistories(config=dataset, data_dir=aside, rows=histories, num_rows=len(rows.user_ids), facts=facts),
-          aside,
-        ),
-      ]
+    with files.scratch_directory(files.below(data_dir, f".preparing_{dataset}").absolute()) as aside:
+      catalogue = enumerate(_item_rows(raw.catalogue, raw.file_rows))
+      shards = [lambda: itertools.islice(catalogue, _SHARD_ROWS)] * -(-raw.num_items // _SHARD_ROWS)
+      items = _write(ReviewItems(config=dataset, data_dir=aside, shards=shards, facts=facts), aside)
+      with terminal.bar(len(rows.user_ids), "Writing histories", " users") as bar:
+        if not pipeline:
+          read, tell = lambda: rows, bar.update
+        else:  # workers get a path, not the rows: these may be larger than a pipeline can be
+          _save(aside, rows)
+          read, tell = functools.partial(_open_saved, aside), None
+        firsts = range(0, len(rows.user_ids), _SHARD_ROWS)
+        shards = [functools.partial(_history_rows, read, first, tell) for first in firsts]
+        histories = _write(ReviewHistories(config=dataset, data_dir=aside, shards=shards, facts=facts), aside, pipeline)
+      write_arrays(histories, rows.items, rows.offsets)
+      written = [items, histories]
       for directory in written:
         place = files.below(data_dir, *directory.relative_to(aside).parts)
         if place.exists():  # a run was killed between the two moves: one table is of no use without the other
@@ -387,38 +461,124 @@ def _item_rows(catalogue: Iterable[Item], file_rows: np.ndarray | None) -> Itera
     yield {**dataclasses.asdict(item), "extra": extra, "file_row": -1 if file_rows is None else int(file_rows[row])}
 
 
-def _history_rows(user_ids: pa.Array, items: np.ndarray, offsets: np.ndarray) -> Iterator[dict[str, Any]]:
-  with terminal.bar(len(user_ids), "Writing histories", " users") as bar:
-    for first in range(0, len(user_ids), _READ_ROWS):
-      some = user_ids[first : first + _READ_ROWS].to_pylist()
-      for row, user_id in enumerate(some, start=first):
-        yield {"user_id": user_id, "items": items[offsets[row] : offsets[row + 1]]}
-      bar.update(len(some))
+def _history_rows(
+  read: Callable[[], Rows], first: int, tell: Callable[[int], Any] | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """A shard of histories: users from `first` on. `tell` is told how many more are done."""
+  rows = read()
+  for start in range(first, min(first + _SHARD_ROWS, len(rows.user_ids)), _READ_ROWS):
+    some = rows.user_ids[start : min(start + _READ_ROWS, first + _SHARD_ROWS)].to_pylist()
+    for row, user_id in enumerate(some, start=start):
+      yield row, {"user_id": user_id, "items": rows.items[rows.offsets[row] : rows.offsets[row + 1]]}
+    if tell is not None:
+      tell(len(some))
 
 
-def _write(builder: _ReviewTable, aside: pathlib.Path) -> pathlib.Path:
-  """Prepares a builder's table; returns its directory. `aside` is a directory that is removed afterwards."""
+def _save(directory: pathlib.Path, rows: Rows) -> None:
+  """Writes rows for `_open_saved`."""
+  np.save(directory / "items.npy", rows.items)
+  np.save(directory / "offsets.npy", rows.offsets)
+  table = pa.table({"user_id": rows.user_ids})
+  with pa.ipc.new_file(directory / "user_ids.arrow", table.schema) as file:
+    file.write_table(table)
+
+
+def _open_saved(directory: pathlib.Path) -> Rows:
+  """Rows in files, which are read where they are asked for."""
+  user_ids = pa.ipc.open_file(pa.memory_map(str(directory / "user_ids.arrow"))).read_all().column(0)
+  items, offsets = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("items", "offsets"))
+  return Rows(user_ids, items, offsets, 0)
+
+
+def _pipeline(options: Sequence[str]) -> dict[str, Any]:
+  """Options like "runner=DirectRunner" as TFDS takes them.
+
+  Raises:
+    InputError: Apache Beam is not installed, or does not know an option or its value.
+  """
+  try:
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # pyright: ignore[reportMissingImports]
+    from apache_beam.runners.runner import create_runner  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise InputError(
+      f"--beam_options needs Apache Beam ({error}): pip install 'rastp_jax[beam]', or leave it out."
+    ) from error
+  said = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(said):
+      parsed = PipelineOptions([f"--{option}" for option in options])
+      unknown = parsed.get_all_options(retain_unknown_options=True).keys() - parsed.get_all_options().keys()
+    if unknown:
+      raise ValueError(f"there is no option {sorted(unknown)[0]}")
+    runner = create_runner(parsed.view_as(StandardOptions).runner or "DirectRunner")
+  except (SystemExit, Exception) as error:  # argparse exits
+    reason = said.getvalue().strip().rpartition("error: ")[2] or str(error)
+    raise InputError(
+      f"--beam_options={','.join(options)} cannot be used ({reason.splitlines()[0]}): expected options of Apache Beam "
+      "like runner=DirectRunner,direct_num_workers=4."
+    ) from error
+  return {"beam_options": parsed, "beam_runner": runner}
+
+
+def _write(builder: _ReviewTable, aside: pathlib.Path, pipeline: Mapping[str, Any] = {}) -> pathlib.Path:
+  """Prepares a builder's table; returns its directory.
+
+  Args:
+    builder: with its shards.
+    aside: a directory that is removed afterwards.
+    pipeline: see `_pipeline`; without one, this process writes the shards one after the other.
+  """
   tfds.disable_progress_bar()
   # There is no download, whatever TFDS prints about one and whatever directory it makes for it.
   with contextlib.redirect_stdout(io.StringIO()):
-    builder.download_and_prepare(download_dir=aside / "downloads")
-  return pathlib.Path(builder.data_path)
+    builder.download_and_prepare(
+      download_dir=aside / "downloads", download_config=tfds.download.DownloadConfig(**pipeline)
+    )
+  directory = pathlib.Path(builder.data_path)
+  for notes in directory.glob("*.shard_infos.json"):  # left there by TFDS's pipeline
+    notes.unlink()
+  return directory
 
 
-def _read(directory: str, num_rows: int) -> Iterator[dict[str, Any]]:
-  """Yields a table's rows, read a few thousand at a time."""
+def write_arrays(directory: pathlib.Path, items: np.ndarray, offsets: np.ndarray) -> None:
+  """Writes the histories once more, as arrays: a thousand times faster to read than rows are (see `Prepared`)."""
+  np.savez(directory / _ARRAYS, items=items.astype(np.int32, copy=False), offsets=offsets.astype(np.int64, copy=False))
+
+
+def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """What `write_arrays` wrote: items and offsets.
+
+  Raises:
+    InputError: the file is torn or damaged (it holds checksums), or is not such a file.
+  """
+  try:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+      items, offsets = file["items"], file["offsets"]
+    if (items.dtype, offsets.dtype, int(offsets[-1])) != (np.int32, np.int64, len(items)):
+      raise ValueError("the arrays do not fit each other")
+  except Exception as error:  # zipfile, zlib and NumPy each raise their own kinds on torn files
+    raise InputError(
+      f"{path} cannot be read ({type(error).__name__}: {error}): remove it, and the table beside it is read instead."
+    ) from error
+  return items, offsets
+
+
+def _read(directory: str, num_rows: int, wanted: range | None = None) -> Iterator[dict[str, Any]]:
+  """Yields a table's rows, all or those wanted, read a few thousand at a time."""
   try:
     # A decorator of TFDS's hides the method's parameters.
     rows = tfds.builder_from_directory(directory).as_data_source(split=_SPLIT)  # pyright: ignore[reportCallIssue]
     if len(rows) != num_rows:
       raise ValueError(f"{len(rows)} rows of {num_rows}")
-    with terminal.bar(num_rows, "Loading", " rows") as bar:
-      for first in range(0, num_rows, _READ_ROWS):
-        some = rows.__getitems__(range(first, min(first + _READ_ROWS, num_rows)))
+    wanted = range(num_rows) if wanted is None else wanted
+    with terminal.bar(len(wanted), "Loading", " rows") as bar:
+      for first in range(0, len(wanted), _READ_ROWS):
+        lot = wanted[first : first + _READ_ROWS]
+        some = rows.__getitems__(lot)
         # ArrayRecord gives empty records for what a cut file lacks, and TFDS decodes them to None.
         complete = sum(all(value is not None for value in row.values()) for row in some)
         if complete != len(some):
-          raise ValueError(f"{first + complete} complete rows of {num_rows}")
+          raise ValueError(f"{lot[complete]} complete rows of {num_rows}")
         yield from some
         bar.update(len(some))
   except Exception as error:  # array_record, protobuf and TFDS each raise their own kinds on torn files

@@ -1,9 +1,11 @@
-"""Time and memory of preparing many generated interactions.
+"""Time and memory of preparing many generated interactions, and of making training batches of them.
 
 python -m rastp_jax.experiment scale --interactions=50000000 --output=docs/results/prepare_50m.json
+python -m rastp_jax.experiment scale --interactions=500000000 --noraw --output=docs/results/batches_500m.json
 
-Generates interactions.csv in a temporary directory, prepares it (all but semantic IDs) and loads the histories as
-training does, each in a process of its own.
+Generates interactions.csv in a temporary directory, prepares it (all but semantic IDs), and makes training batches of
+the prepared histories, each in a process of its own. With --noraw nothing is prepared: histories are generated as
+preparing leaves them. With --beam_options the file is prepared once more, by Apache Beam, and all files are compared.
 """
 
 import json
@@ -20,6 +22,12 @@ import pyarrow as pa
 from absl import flags
 from pyarrow import csv
 
+from rastp_jax.batches.batches import TrainingBatches, training_iterator
+from rastp_jax.batches.buckets import bucket_lengths
+from rastp_jax.config import DataConfig
+from rastp_jax.data import prepared
+from rastp_jax.data.histories import Histories
+from rastp_jax.data.sources import raw_files
 from rastp_jax.errors import InputError
 from rastp_jax.experiments import results
 from rastp_jax.runtime import files
@@ -27,6 +35,8 @@ from rastp_jax.runtime import files
 _INTERACTIONS = flags.DEFINE_integer("interactions", 50_000_000, "Rows of the file.", lower_bound=1)
 _USERS = flags.DEFINE_integer("users", None, "Users. Default: a tenth of the interactions.", lower_bound=1)
 _ITEMS = flags.DEFINE_integer("items", None, "Items. Default: a fiftieth of the interactions.", lower_bound=1)
+_RAW = flags.DEFINE_bool("raw", True, "Write a raw file and prepare it; without, generate prepared histories.")
+_BEAM_OPTIONS = flags.DEFINE_list("beam_options", [], "Prepare with Apache Beam as well, see `prepare`.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result. Default: print only.")
 
 _ROWS = 1_000_000  # generated at a time
@@ -36,14 +46,15 @@ import sys
 from rastp_jax.config import DataConfig
 from rastp_jax.data.sources import detect
 config = DataConfig(dataset="generated", data_dir=sys.argv[1])
-print(detect.prepare_dataset(config, sys.argv[2])[0].describe())
+print(detect.prepare_dataset(config, sys.argv[2], beam_options=sys.argv[3:] or None)[0].describe())
 """
-_LOAD = """
+_BATCHES = """
 import sys
-from rastp_jax.data import histories
-data = histories.load(sys.argv[1], "generated")
-print(f"{data.num_users} users, {data.num_items} items, {len(data.items)} interactions")
+from rastp_jax.experiments import scale
+print(scale.time_batches(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
 """
+_BATCH_SIZE = 1024
+_TIMED = 200  # batches
 
 
 def generate(path: pathlib.Path, interactions: int, users: int, items: int, seed: int = 0) -> None:
@@ -58,6 +69,60 @@ def generate(path: pathlib.Path, interactions: int, users: int, items: int, seed
       moment = 1_400_000_000 + (first + np.arange(rows)) // 2  # two rows per second
       text = [pa.array(np.char.add(letter, ids.astype(str))) for letter, ids in (("u", user), ("i", item))]
       writer.write_batch(pa.record_batch([*text, pa.array(moment)], schema=schema))
+
+
+def generate_histories(directory: pathlib.Path, interactions: int, users: int, items: int, seed: int = 0) -> None:
+  """Writes such histories as preparing leaves them, without a raw file; lengths are spread as in `generate`."""
+  rng = np.random.default_rng(seed)
+  lengths = 3 + rng.multinomial(interactions - 3 * users, np.full(users, 1 / users))
+  rows = np.empty(interactions, np.int32)
+  for first in range(0, interactions, _ROWS):
+    part = rows[first : first + _ROWS]
+    part[:] = items * rng.random(len(part)) ** 3
+  prepared.write_arrays(directory, rows, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def time_batches(arrays: str, num_items: int, started: float) -> str:
+  """Makes training batches of prepared histories with random codes, in one thread.
+
+  Args:
+    arrays: file of the histories.
+    num_items: in the catalogue.
+    started: when the process was started, in seconds since the epoch.
+
+  Returns:
+    Seconds and counts, as JSON.
+  """
+  items, offsets = prepared.read_arrays(pathlib.Path(arrays))
+  loaded = time.time() - started
+  config = DataConfig(dataset="generated")
+  histories = Histories(items, offsets, num_items, (), "")
+  codes = np.random.default_rng(0).integers(0, 1024, (num_items, 4), np.int32)
+  lengths = bucket_lengths(config, histories)
+  source = TrainingBatches(histories, codes, config, lengths=lengths, batch_size=_BATCH_SIZE, seed=0, row_multiple=8)
+  next(training_iterator(source))
+  first_batch = time.time() - started
+  turn = []  # the batches around the turn of an epoch
+  for index in range(source.steps_per_epoch - 3, source.steps_per_epoch + 3):
+    before = time.perf_counter()
+    source[index]
+    turn.append(time.perf_counter() - before)
+  before, rows = time.process_time(), 0
+  for index in range(5 * source.steps_per_epoch, 5 * source.steps_per_epoch + _TIMED):
+    rows += int(source[index]["weight"].sum())
+  seconds = time.process_time() - before
+  return json.dumps(
+    {
+      "seconds_to_load": round(loaded, 1),
+      "seconds_to_first_batch": round(first_batch, 1),
+      "samples_per_epoch": int(source.samples_per_step * source.steps_per_epoch + 0.5),
+      "steps_per_epoch": source.steps_per_epoch,
+      "bucket_lengths": lengths,
+      "slowest_batch_around_an_epochs_turn_ms": round(1e3 * max(turn), 1),
+      "batches_per_second_per_core": round(_TIMED / seconds, 1),
+      "samples_per_second_per_core": round(rows / seconds),
+    }
+  )
 
 
 def measure(program: str, *arguments: str) -> dict[str, Any]:
@@ -78,25 +143,37 @@ def measure(program: str, *arguments: str) -> dict[str, Any]:
   }
 
 
+def _digests(directory: pathlib.Path) -> dict[str, bytes]:
+  """Every file's contents, in short, by its name inside the directory."""
+  paths = sorted(path for path in directory.rglob("*") if path.is_file())
+  return {str(path.relative_to(directory)): raw_files.digest(path) for path in paths}
+
+
 def main() -> None:
   if _OUTPUT.value:
     files.check_writable(_OUTPUT.value)
   interactions = _INTERACTIONS.value
   users, items = _USERS.value or max(1, interactions // 10), _ITEMS.value or max(1, interactions // 50)
+  result: dict[str, Any] = {"interactions": interactions, "users": users, "items": items}
   with tempfile.TemporaryDirectory() as directory:
     raw_dir, data_dir = pathlib.Path(directory) / "raw", pathlib.Path(directory) / "data"
-    raw_dir.mkdir()
-    generate(raw_dir / "interactions.csv", interactions, users, items)
-    result = {
-      "interactions": interactions,
-      "users": users,
-      "items": items,
-      "raw_gb": round((raw_dir / "interactions.csv").stat().st_size / 1e9, 2),
-      "prepare": measure(_PREPARE, str(data_dir), str(raw_dir)),
-      "load": measure(_LOAD, str(data_dir)),
-      "prepared_gb": round(sum(path.stat().st_size for path in data_dir.rglob("*") if path.is_file()) / 1e9, 2),
-      "load_average": round(os.getloadavg()[0], 1),
-    }
+    if _RAW.value:
+      raw_dir.mkdir()
+      generate(raw_dir / "interactions.csv", interactions, users, items)
+      result["raw_gb"] = round((raw_dir / "interactions.csv").stat().st_size / 1e9, 2)
+      result["prepare"] = measure(_PREPARE, str(data_dir), str(raw_dir))
+      if _BEAM_OPTIONS.value:
+        again = pathlib.Path(directory) / "beam"
+        result["prepare_with_beam"] = measure(_PREPARE, str(again), str(raw_dir), *_BEAM_OPTIONS.value)
+        result["files_are_equal"] = _digests(again) == _digests(data_dir)
+    else:
+      data_dir.mkdir()
+      generate_histories(data_dir, interactions, users, items)
+    (arrays,) = data_dir.rglob("arrays.npz")
+    result["batches"] = measure(_BATCHES, str(arrays), str(items), str(time.time()))
+    result["batches"] |= json.loads(result["batches"].pop("printed")[-1])
+    result["prepared_gb"] = round(sum(path.stat().st_size for path in data_dir.rglob("*") if path.is_file()) / 1e9, 2)
+    result["load_average"] = round(os.getloadavg()[0], 1)
   print(json.dumps(result, indent=2))
   if _OUTPUT.value:
     results.write_result(_OUTPUT.value, result)

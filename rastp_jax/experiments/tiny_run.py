@@ -72,6 +72,7 @@ def start(
   devices: int = 1,
   arguments: Sequence[str] = (),
   xla_flags: str = "",
+  module: str = "experiments.tiny_run",
 ) -> list[subprocess.Popen]:
   """Starts a run's processes, on `devices` fake devices each.
 
@@ -82,6 +83,7 @@ def start(
     devices: of each.
     arguments: further flags; a list [of process 0, of process 1, ...] of lists gives each its own.
     xla_flags: further XLA_FLAGS, that settle how the runs compile.
+    module: another one to start, without --workdir; `workdir` names its log.
   """
   environment = {
     **os.environ,
@@ -95,9 +97,9 @@ def start(
   command = [
     sys.executable,
     "-m",
-    "rastp_jax.experiments.tiny_run",
-    f"--workdir={workdir}",
+    f"rastp_jax.{module}",
     f"--compilation_cache={cache}",
+    *([f"--workdir={workdir}"] if module == "experiments.tiny_run" else []),
   ]
   together = []
   if processes > 1:

@@ -1,6 +1,7 @@
 """Everything that comes before training: the prepared dataset and its semantic IDs."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from rastp_jax.config import Config
 from rastp_jax.data.prepared import Prepared
@@ -53,13 +54,19 @@ class PreparedRun:
     )
 
 
-def prepare(config: Config, raw_dir: str | None = None, codes_file: str | None = None) -> PreparedRun:
+def prepare(
+  config: Config,
+  raw_dir: str | None = None,
+  codes_file: str | None = None,
+  beam_options: Sequence[str] | None = None,
+) -> PreparedRun:
   """Prepares the configured dataset and its semantic IDs under config.data.data_dir, or finds them there.
 
   Args:
     config: `data` and `semantic_ids` matter.
     raw_dir: directory of the raw files; without one, everything must be there already, be downloaded or be synthetic.
     codes_file: the user's own semantic IDs, used instead of learned ones.
+    beam_options: see `data.prepared.prepare`.
 
   Raises:
     InputError: the raw files are damaged or not this dataset's, or what is there was made from other files or with
@@ -67,5 +74,5 @@ def prepare(config: Config, raw_dir: str | None = None, codes_file: str | None =
   """
   pipeline.check(config, codes_file)
   has_codes = codes_lib.semantic_ids_path(config).exists()
-  dataset, source = detect.prepare_dataset(config.data, raw_dir, needs_source=not has_codes)
+  dataset, source = detect.prepare_dataset(config.data, raw_dir, needs_source=not has_codes, beam_options=beam_options)
   return PreparedRun(dataset, pipeline.learn_or_load(config, dataset, source, codes_file))

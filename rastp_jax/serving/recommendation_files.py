@@ -6,34 +6,42 @@ A line of the output:  {"user": "A1", "recommendations": [{"item_id": …, "asin
 The same as CSV:       user,rank,item_id,asin,title,score, a row per recommendation, ranks from 1
 
 `asin` is there where the catalogue has ASINs. Files whose name ends with .gz are compressed.
+
+Many users are answered in shards: recs.jsonl becomes recs-00000-of-00064.jsonl and so on, each with a contiguous part
+of the users. Several processes share the shards, and what stopped goes on with those that are missing. One after the
+other, the shards are the file that a single process writes: `cat recs-*-of-00064.jsonl > recs.jsonl`, also for .gz.
 """
 
 import contextlib
 import csv
 import dataclasses
 import gzip
+import hashlib
 import io
 import itertools
 import os
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
+import jax
 import tqdm
 
 from rastp_jax.data import prepared
 from rastp_jax.data.histories import Histories
 from rastp_jax.data.items import Item
+from rastp_jax.data.prepared import Prepared
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import files
+from rastp_jax.runtime import files, processes
 from rastp_jax.serving.recommender import Recommendation, Recommender, UserRecommendations
 from rastp_jax.training import runs
 from rastp_jax.training.workdir import Workdir
 
 # The memory that a line costs is bounded by it: some fifty thousand items.
 MAX_LINE_BYTES = 1_000_000
+MAX_SHARDS = 99_999
 
 Line = tuple[Any, Sequence[str | int]]  # a user, whatever JSON value names them, and their history
 
@@ -69,8 +77,18 @@ class FileSummary:
       self.users_with_unknown += 1
       self.example = self.example or answer.unknown_items[0]
 
+  def extend(self, other: "FileSummary") -> None:
+    """Adds the counts of another file."""
+    example = self.example or other.example
+    for field in dataclasses.fields(self):
+      if field.name != "example":
+        setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+    self.example = example
+
   def describe(self) -> str:
     """One line for people."""
+    if not self.users:
+      return "nothing left to write"
     parts = [
       f"{self.recommendations:,} recommendations for {self.users:,} users in {self.seconds:.1f} s "
       f"({self.users / self.seconds:,.1f} users/s, compilation included)"
@@ -94,8 +112,11 @@ def recommend_to_file(
   k: int = 10,
   exclude_history: bool = False,
   overrides: Sequence[str] = (),
+  shards: int | None = None,
 ) -> FileSummary:
   """Writes the recommendations of a run's best checkpoint.
+
+  Several processes, which all call this alike, share the shards; each answers its own on its own devices.
 
   Args:
     workdir: of the run.
@@ -106,26 +127,116 @@ def recommend_to_file(
     k: recommendations per user.
     exclude_history: see `Recommender.recommend`.
     overrides: see `runs.load_model`.
+    shards: files that the output is divided into; 1: the output itself. None: one for each process.
+
+  Returns:
+    The counts of what this process wrote.
 
   Raises:
-    InputError: before anything is compiled or written, if flags, run or input cannot be used.
+    InputError: in all processes, before anything is compiled or written, if flags, run or input cannot be used.
   """
-  others = Workdir(workdir).files_of_training
-  files.check_writable(output, inputs=others if input_path is None else (input_path, *others))
-  total = None
-  if input_path is not None and not _is_stream(input_path):
-    total = count_histories(input_path)
+  shards = jax.process_count() if shards is None else shards
+  with processes.raise_on_all():
+    total = _check(Workdir(workdir), output, input_path, shards)
   saved = runs.load_model(workdir, overrides)
-  recommender = Recommender.from_saved(saved)
-  if input_path is None and split == "all":
-    lines = whole_histories(saved.config.data.data_dir, saved.config.data.dataset)
-  elif input_path is None:
-    lines, total = held_out_histories(saved.histories, recommender.items, split), saved.histories.num_users
-  else:
-    lines = read_histories(input_path)
-  answers = lambda histories: recommender.stream(histories, k, exclude_history=exclude_history)
-  asins = any(item.asin for item in recommender.items)
-  return write_recommendations(output, lines, answers, total=total, asins=asins)
+  on_disk = prepared.open_prepared(saved.config.data.data_dir, saved.config.data.dataset)
+  of_split = on_disk.num_users if split == "all" else saved.histories.num_users
+  users = of_split if input_path is None else total
+  asked = {
+    "shards": shards,
+    "k": k,
+    "exclude_history": exclude_history,
+    "split" if input_path is None else "input": split if input_path is None else _digest(input_path, shards),
+    "users": users,
+    "workdir": str(workdir),
+    "step": saved.step,
+    **runs.fingerprints(saved.histories, saved.semantic_ids),
+    "overrides": sorted(overrides),
+  }
+  missing = _missing(output, asked) if shards > 1 else [(output, slice(None))]
+  summary = FileSummary()
+  with processes.raise_on_all():  # a process whose disk is full waits until the others have done what they can
+    recommender = Recommender.from_saved(runs.on_this_host(saved)) if missing else None
+    for path, part in missing:
+      assert recommender is not None
+      answers = lambda histories: recommender.stream(histories, k, exclude_history=exclude_history)
+      if input_path is not None:
+        lines = itertools.islice(read_histories(input_path), part.start, part.stop)
+      elif split == "all":
+        lines = whole_histories(on_disk, part)
+      else:
+        lines = held_out_histories(saved.histories, recommender.items, split, part)
+      count = None if users is None else len(range(users)[part])
+      asins = any(item.asin for item in recommender.items)
+      first = path in (output, shard_path(output, 0, shards))
+      summary.extend(write_recommendations(path, lines, answers, total=count, asins=asins, heading=first))
+  return summary
+
+
+def shard_path(output: str | os.PathLike, shard: int, shards: int) -> str:
+  """The file of a shard: recs.jsonl.gz becomes recs-00003-of-00064.jsonl.gz."""
+  directory, name = os.path.split(os.fspath(output))
+  stem, dot, rest = name.partition(".")
+  return os.path.join(directory, f"{stem}-{shard:05}-of-{shards:05}{dot}{rest}")
+
+
+def _check(
+  workdir: Workdir, output: str | os.PathLike, input_path: str | os.PathLike | None, shards: int
+) -> int | None:
+  """Raises InputError for flags and files that cannot be used; the number of histories in a file that is given."""
+  stream = input_path is not None and _is_stream(input_path)
+  others = workdir.files_of_training if input_path is None else (input_path, *workdir.files_of_training)
+  if shards < 1 or shards > MAX_SHARDS:
+    raise InputError(f"shards={shards} cannot be used: give a number from 1 to {MAX_SHARDS}.")
+  if shards == 1 and jax.process_count() > 1:
+    raise InputError("Several processes cannot write one file: give as many shards as processes, or more.")
+  if shards > 1 and (stream or os.fspath(output) == files.STDOUT or _is_stream(output)):
+    raise InputError("Shards need an input and an output that are files: streams are read and written once.")
+  for path in [output] if shards == 1 else [shard_path(output, shard, shards) for shard in _mine(shards)]:
+    files.check_writable(path, inputs=others)
+  return count_histories(input_path) if input_path is not None and not stream else None
+
+
+def _missing(output: str | os.PathLike, asked: Mapping[str, Any]) -> list[tuple[str, slice]]:
+  """The shards that this process has to write, and their users.
+
+  Raises:
+    InputError: in all processes, if the shards that are there are of other recommendations, or nothing can be written.
+  """
+  shards, users = asked["shards"], asked["users"]
+  directory, name = os.path.split(os.fspath(output))
+  record = os.path.join(directory, f"{name.partition('.')[0]}-of-{shards:05}.json")
+  exists = lambda path: files.check_path(path).exists()
+  with processes.raise_on_all():
+    if exists(record):
+      before = files.read_json(record, "remove it and the shards beside it")
+      for name, value in asked.items():
+        if before.get(name) != value:
+          raise InputError(
+            f"{record} says that the shards beside it were made with {name}={before.get(name)!r}, but now {value!r} is "
+            "asked for: remove it and them, or choose another output."
+          )
+    elif any(exists(shard_path(output, shard, shards)) for shard in range(shards)):
+      raise InputError(f"There are shards of {output}, but no {record} that says what they are: remove them.")
+  with processes.raise_on_all():  # nobody writes before all have looked
+    if jax.process_index() == 0:
+      files.write_json(record, asked)
+  missing = [shard for shard in _mine(shards) if not exists(shard_path(output, shard, shards))]
+  part = lambda shard: slice(shard * users // shards, (shard + 1) * users // shards)
+  return [(shard_path(output, shard, shards), part(shard)) for shard in missing]
+
+
+def _mine(shards: int) -> range:
+  """The shards of this process."""
+  return range(jax.process_index(), shards, jax.process_count())
+
+
+def _digest(path: str | os.PathLike, shards: int) -> str:
+  """What tells a file of histories from another, where shards may already be there."""
+  if shards == 1:
+    return ""
+  with files.check_path(path).open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_histories(path: str | os.PathLike) -> Iterator[Line]:
@@ -170,18 +281,20 @@ def count_histories(path: str | os.PathLike) -> int:
   return sum(1 for _ in read_histories(path))
 
 
-def held_out_histories(histories: Histories, items: Sequence[Item], split: str) -> Iterator[Line]:
-  """Every prepared user's history before the held-out item of "test" or "validation", as lines with item ids."""
-  for user, start, end in zip(histories.user_ids, *histories.spans(split), strict=True):
+def held_out_histories(
+  histories: Histories, items: Sequence[Item], split: str, part: slice = slice(None)
+) -> Iterator[Line]:
+  """Prepared users' histories before the held-out item of "test" or "validation", as lines with item ids."""
+  starts, ends = histories.spans(split)
+  for user, start, end in zip(histories.user_ids[part], starts[part], ends[part], strict=True):
     yield user, [items[row].item_id for row in histories.items[start : end - 1]]
 
 
-def whole_histories(data_dir: str, dataset: str) -> Iterator[Line]:
-  """Every prepared user's whole history, also of users without held-out items, as lines with item ids."""
-  dataset_on_disk = prepared.open_prepared(data_dir, dataset)
-  ids = [item.item_id for item in dataset_on_disk.items]
-  users, items, offsets = dataset_on_disk.histories()
-  for user, start, end in zip(users, offsets[:-1], offsets[1:], strict=True):
+def whole_histories(dataset: Prepared, part: slice = slice(None)) -> Iterator[Line]:
+  """Prepared users' whole histories, also of users without held-out items, as lines with item ids."""
+  ids = dataset.item_ids
+  items, offsets = dataset.histories()
+  for user, start, end in zip(dataset.user_ids[part], offsets[:-1][part], offsets[1:][part], strict=True):
     yield user, [ids[row] for row in items[start:end]]
 
 
@@ -192,6 +305,7 @@ def write_recommendations(
   *,
   total: int | None = None,
   asins: bool = True,
+  heading: bool = True,
 ) -> FileSummary:
   """Writes each line's recommendations in the same order, whole or not at all, with a progress bar on stderr.
 
@@ -201,6 +315,7 @@ def write_recommendations(
     answers: turns an iterator of histories into an iterator of answers, like `Recommender.stream`.
     total: number of lines, if known.
     asins: whether the catalogue has any.
+    heading: whether a CSV file begins with the names of its columns.
 
   Raises:
     InputError: the output cannot be written, or what `lines` raises.
@@ -210,7 +325,7 @@ def write_recommendations(
   try:
     with files.open_atomic(path) as file, _compressed(file, pathlib.Path(path)) as out:
       as_csv = pathlib.Path(path).name.endswith((".csv", ".csv.gz"))
-      write = _csv_writer(out, asins) if as_csv else _json_writer(out, asins)
+      write = _csv_writer(out, asins, heading) if as_csv else _json_writer(out, asins)
       answered = zip(for_users, answers(history for _, history in lines), strict=True)
       for (user, _), answer in tqdm.tqdm(answered, total=total, unit=" users", unit_scale=True, mininterval=1.0):
         write(user, answer)
@@ -240,8 +355,8 @@ def _json_writer(out: IO[bytes] | gzip.GzipFile, asins: bool) -> Write:
   return write
 
 
-def _csv_writer(out: IO[bytes] | gzip.GzipFile, asins: bool) -> Write:
-  """Writes the heading, and returns what writes a user's rows: none where there is no recommendation."""
+def _csv_writer(out: IO[bytes] | gzip.GzipFile, asins: bool, heading: bool) -> Write:
+  """Writes the heading, if wanted, and returns what writes a user's rows: none where there is no recommendation."""
   names = [field.name for field in dataclasses.fields(Recommendation) if asins or field.name != "asin"]
 
   def write_rows(rows: Iterable[Sequence[Any]]) -> None:
@@ -254,7 +369,8 @@ def _csv_writer(out: IO[bytes] | gzip.GzipFile, asins: bool) -> Write:
     items = enumerate(answer.recommendations, 1)
     write_rows([name, rank, *_fields(item, asins).values()] for rank, item in items)
 
-  write_rows([["user", "rank", *names]])
+  if heading:
+    write_rows([["user", "rank", *names]])
   return write
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rastp_jax.batches.batches import ORDER
 from rastp_jax.config import Config, Duration
 from rastp_jax.errors import InputError
 
@@ -87,6 +88,7 @@ class SavedProgress:
     seconds: of training.
     logged_seconds: the run's training time when its last log interval ended.
     best: the best validation.
+    order: which sample comes when, see `batches.ORDER`; the first order was not recorded.
   """
 
   step: int = 0
@@ -95,6 +97,7 @@ class SavedProgress:
   seconds: float = 0.0
   logged_seconds: float = 0.0
   best: BestMetric = dataclasses.field(default_factory=BestMetric)
+  order: int = ORDER
 
   def to_json(self) -> dict[str, Any]:
     return {
@@ -105,6 +108,7 @@ class SavedProgress:
       "logged_seconds": self.logged_seconds,
       "standing": dataclasses.asdict(self.best),
       "best_step": self.best.best_step,
+      "order": self.order,
     }
 
   @classmethod
@@ -118,13 +122,14 @@ class SavedProgress:
     # The best step names a directory: anything but a number could lead out of the directory of checkpoints.
     if not isinstance(values["best_step"], int | None) or values["best_step"] != best.best_step:
       raise ValueError("its progress file is damaged")
-    counts = [values["next_batch"], best.evaluations_since_best, best.best_step or 0]
+    counts = [values["next_batch"], best.evaluations_since_best, best.best_step or 0, values.get("order", 1)]
     numbers = [values["samples"], values["seconds"], values["logged_seconds"], best.best or 0.0]
     typed = all(type(one) is int and one >= 0 for one in counts) and isinstance(values["pending"], bool)
     if not typed or not all(map(_is_number, numbers)):
       raise ValueError("its progress file is damaged")
     due = Due.AFTER_STEP if values["pending"] else Due.STEP
-    return cls(values["next_batch"], due, values["samples"], values["seconds"], values["logged_seconds"], best)
+    order = values.get("order", 1)
+    return cls(values["next_batch"], due, values["samples"], values["seconds"], values["logged_seconds"], best, order)
 
 
 def _is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -112,6 +113,16 @@ def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> Sav
     model=nnx.merge(graph, params),
     step=restored.step,
   )
+
+
+def on_this_host(saved: SavedModel) -> SavedModel:
+  """The same on this process's devices alone, so that it answers without the other processes."""
+  if jax.process_count() == 1:
+    return saved
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  graph, params = nnx.split(saved.model)
+  own = jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), sharding.replicated(mesh)), params)
+  return dataclasses.replace(saved, mesh=mesh, model=nnx.merge(graph, own))
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

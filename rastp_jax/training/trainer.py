@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rastp_jax.batches.batches import Batch
+from rastp_jax.batches.batches import ORDER, Batch
 from rastp_jax.errors import InputError
 from rastp_jax.model.interface import GenerativeModel
 from rastp_jax.runtime import files, processes, sharding, terminal
@@ -83,6 +83,11 @@ def train(
       if jax.process_index() == 0 and not workdir.summary.exists():  # it was killed between its last two files
         files.write_json(workdir.summary, _summary(result, setup, saved.samples))
       return result
+    if step and saved.order != ORDER:  # before its first step, a run has no order yet
+      raise InputError(
+        f"{workdir} was begun by a version of this program that takes samples in another order: finish it with that "
+        "version, or train in another --workdir (evaluating and recommending work as they are)."
+      )
     state = from_saved(restored[0]) if restored else setup.fresh_state()
 
     # 2. What the loop calls.

@@ -33,7 +33,11 @@ FORMS: Sequence[Form] = (
 
 
 def prepare_dataset(
-  config: DataConfig, raw_dir: str | None = None, *, needs_source: bool = False
+  config: DataConfig,
+  raw_dir: str | None = None,
+  *,
+  needs_source: bool = False,
+  beam_options: Sequence[str] | None = None,
 ) -> tuple[Prepared, Source | None]:
   """Prepares the configured dataset under config.data_dir, or finds it there.
 
@@ -41,6 +45,7 @@ def prepare_dataset(
     config: names the dataset, the split, and the columns and filters of the user's own files.
     raw_dir: directory of the raw files; see `open_source` for when none is needed.
     needs_source: open the source, where that takes no raw_dir, even if the dataset is there.
+    beam_options: see `prepared.prepare`.
 
   Returns:
     The dataset, and its source if it was opened.
@@ -57,7 +62,7 @@ def prepare_dataset(
     prepared.check_settings(found, {**wanted, **split.settings})
     return found, None
   source = open_source(config, raw_dir)
-  return prepared.prepare(config.data_dir, config.dataset, source, split), source
+  return prepared.prepare(config.data_dir, config.dataset, source, split, beam_options), source
 
 
 def open_source(config: DataConfig, raw_dir: str | None) -> Source:

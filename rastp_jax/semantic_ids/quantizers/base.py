@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
+import jax
 import numpy as np
 
 from rastp_jax.config import SemanticIdsConfig
-from rastp_jax.runtime import files
+from rastp_jax.runtime import files, sharding
 
-# Rows on the device at a time: bounds its memory at _BATCH x (features + width) floats for any number of items.
+# Rows on a device at a time: bounds its memory at _BATCH x (features + width) floats for any number of items.
 _BATCH = 4096
 
 
@@ -76,14 +77,19 @@ class Quantizer(abc.ABC):
     files.write_atomic(path, buffer.getvalue())
 
 
-def in_batches(function: Callable[[np.ndarray], np.ndarray], embeddings: np.ndarray) -> np.ndarray:
-  """Applies a row-wise function to float32 batches of one static shape and puts the results end to end on the host."""
-  size = min(_BATCH, len(embeddings))
+def in_batches(function: Callable[[jax.Array], jax.Array], embeddings: np.ndarray) -> np.ndarray:
+  """Applies a row-wise function to float32 batches of one static shape and puts the results end to end on the host.
+
+  This process's devices share each batch's rows.
+  """
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  devices = mesh.shape["data"]
+  size = min(_BATCH * devices, sharding.round_up(len(embeddings), devices))
   results = []
   for start in range(0, len(embeddings), size):
     batch = np.asarray(embeddings[start : start + size], np.float32)
     padded = np.pad(batch, ((0, size - len(batch)), (0, 0)))
-    results.append(np.asarray(function(padded))[: len(batch)])
+    results.append(np.asarray(function(sharding.place_rows(padded, mesh)))[: len(batch)])
   return np.concatenate(results)
 
 

@@ -130,7 +130,7 @@ class RqVae(Quantizer):
 
   def _apply(self, function, embeddings: np.ndarray) -> np.ndarray:
     graph, params = nnx.split(self.model)
-    return in_batches(lambda batch: function(graph, params, (batch - self.mean) / self.scale), embeddings)
+    return in_batches(lambda batch: function(graph, params, (batch - self.mean[None]) / self.scale), embeddings)
 
 
 @jax.jit
