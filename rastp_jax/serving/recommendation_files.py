@@ -198,7 +198,7 @@ def _check(
 
 
 def _missing(output: str | os.PathLike, asked: Mapping[str, Any]) -> list[tuple[str, slice]]:
-  """The shards that this process has to write, and their users.
+  """The shards that this process must write, and their users.
 
   Raises:
     InputError: in all processes, if the shards that are there are of other recommendations, or nothing can be written.
