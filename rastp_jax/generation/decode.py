@@ -21,6 +21,7 @@ from rastp_jax.generation.counts import Counts, Neighbours
 from rastp_jax.generation.mixture import Answers, Source, mix
 from rastp_jax.generation.trie import Transitions
 from rastp_jax.model.interface import GenerativeModel
+from rastp_jax.runtime import target
 from rastp_jax.semantic_ids.codes import SemanticIds
 
 
@@ -102,7 +103,8 @@ def make_decode(mesh: Mesh, settings: EvalConfig, counts: CountsConfig) -> Calla
 
   def decode(graph, params, tables, history):
     def decode_rows(params, tables, history):
-      return answer(nnx.merge(graph, params), tables, history, settings, counts)
+      with target.tracing_for(mesh, split=False):
+        return answer(nnx.merge(graph, params), tables, history, settings, counts)
 
     # Users are independent: each device decodes its own, without any communication.
     everywhere, rows = PartitionSpec(), PartitionSpec("data")

@@ -18,6 +18,7 @@ from rastp_jax.model.interface import DecodingState
 from rastp_jax.model.layers import CrossMemory, DecoderBlock, Dropout, EncoderBlock, RelativeBias, linear, norm
 from rastp_jax.reduction import schedule
 from rastp_jax.reduction.tokens import Evidence, ItemLayout, Seen, Stage, Tokens
+from rastp_jax.runtime import products
 from rastp_jax.runtime.hashing import lowbias32
 
 
@@ -81,7 +82,7 @@ class EncoderDecoder(nnx.Module):
     """Looks codes up in the one table both stacks share; padding (-1) takes row 0, to be masked by the caller."""
     offsets = np.concatenate([[0], np.cumsum(self.widths)[:-1]])[first_level : first_level + codes.shape[-1]]
     rows = jnp.where(codes < 0, 0, codes + offsets.astype(np.int32).reshape((1,) * (codes.ndim - 1) + (-1,)))
-    return self.code_embedding[...].astype(self.config.dtype)[rows]
+    return products.look_up(self.code_embedding[...], rows, self.config.dtype)
 
   def embed_history(self, history: Int[Array, "B N R"]) -> Tokens:
     """Codes, each item followed by the separator, as tokens; padded items (-1) are masked, separator included.
@@ -159,7 +160,7 @@ class EncoderDecoder(nnx.Module):
     bias = None if kind == "none" else self.encoder_bias(places, places)
     log_size = self._log_size(tokens)
     if log_size is None:
-      return bias
+      return None if bias is None else self.encoder_blocks[0].attention.spread(bias)
     batch, length = log_size.shape
     counted = jnp.broadcast_to(log_size[:, None, None, :], (batch, self.config.num_heads, length, length))
     return counted if bias is None else bias + counted

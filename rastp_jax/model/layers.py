@@ -5,17 +5,18 @@ Parameters are float32; matrices multiply in the configured compute dtype; norms
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt
 
 from rastp_jax.config import ModelConfig
 from rastp_jax.reduction.tokens import Evidence
-from rastp_jax.runtime import products
+from rastp_jax.runtime import attention_kernel, products, target
 from rastp_jax.runtime.hashing import lowbias32
 
 
@@ -33,16 +34,67 @@ class Dropout:
 
   def __call__(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
     """Zeroes a share `rate` of the elements and scales the others by 1 / (1 - rate)."""
-    if self._words is None or rate == 0.0:
+    words = self.words(rate)
+    if words is None:
       return x
+    return dropped(x, words, rate) if target.on_cpu() else _dropped_twice(x, words, rate)
+
+  def words(self, rate: float) -> tuple[UInt[Array, ""], UInt[Array, ""]] | None:
+    """What the next mask is hashed from, for one who makes it himself; None where nothing is dropped."""
+    if self._words is None or rate == 0.0:
+      return None
     self._calls += 1
     salt = lowbias32(self._words[0] + jnp.uint32(self._calls * 0x9E3779B9 % 2**32))
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis, stride in enumerate(np.cumprod((1,) + x.shape[:0:-1])[::-1]):
-      index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
-    mixed = lowbias32(lowbias32(index ^ salt) + self._words[1])
-    keep = mixed >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+    return salt, self._words[1]
+
+  def relu(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
+    """`jax.nn.relu` of what is left of x."""
+    if target.on_cpu():
+      return jax.nn.relu(self(x, rate))
+    words = self.words(rate)
+    return _relu(x, words, rate if words is not None else 0.0)
+
+
+def dropped(x: Float[Array, "..."], words: tuple[UInt[Array, ""], UInt[Array, ""]], rate: float) -> Float[Array, "..."]:
+  """x without a share `rate` of its elements, chosen by `Dropout.words`; the others are scaled."""
+  index = jnp.zeros(x.shape, jnp.uint32)
+  for axis, stride in enumerate(np.cumprod((1,) + x.shape[:0:-1])[::-1]):
+    index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+  mixed = lowbias32(lowbias32(index ^ words[0]) + words[1])
+  keep = mixed >= jnp.uint32(round(rate * 2**32))
+  return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dropped_twice(x, words, rate):
+  """The mask is made once more for the gradient: on an accelerator arithmetic costs less than memory."""
+  return dropped(x, words, rate)
+
+
+_dropped_twice.defvjp(
+  lambda x, words, rate: (dropped(x, words, rate), words),
+  lambda rate, words, change: (dropped(change, words, rate), (None, None)),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _relu(x, words, rate):
+  """Nothing but the result is kept for the gradient: what is above zero there was neither dropped nor negative."""
+  return jax.nn.relu(x if words is None else dropped(x, words, rate))
+
+
+def _relu_forward(x, words, rate):
+  out = _relu(x, words, rate)
+  return out, (out, words)
+
+
+def _relu_backward(rate, kept, change):
+  out, words = kept
+  scaled = change * jnp.asarray(1.0 / (1.0 - rate), change.dtype)
+  return jnp.where(out > 0, scaled, jnp.zeros((), change.dtype)), jax.tree.map(lambda _: None, words)
+
+
+_relu.defvjp(_relu_forward, _relu_backward)
 
 
 class Linear(nnx.Linear):
@@ -109,7 +161,7 @@ class RelativeBias(nnx.Module):
     distance = keys[:, None, :] - queries[:, :, None]
     table = self.table[...]
     bucket = relative_bucket(distance, causal=self.causal, buckets=table.shape[0], max_distance=self.max_distance)
-    return jnp.moveaxis(table[bucket], -1, 1)
+    return products.look_up_few(table, bucket)
 
 
 class Attention(nnx.Module):
@@ -141,7 +193,31 @@ class Attention(nnx.Module):
     drop: Dropout,
   ) -> Float[Array, "B T D"]:
     keys, values = keys_values
-    return self.mix(drop(self.probabilities(self.queries(query), keys, mask, bias), self.dropout), values)
+    queries = self.queries(query)
+    given = self.conditions(queries, keys, mask, bias, drop)
+    if given is not None:
+      return self.fused(queries, keys, values, given)
+    return self.mix(drop(self.probabilities(queries, keys, mask, bias), self.dropout), values)
+
+  def conditions(self, queries, keys, mask, bias, drop: Dropout) -> attention_kernel.Conditions | None:
+    """What `fused` needs to know; None where devices or sequences are not such that a kernel fits."""
+    own_mask = mask.shape[0] == queries.shape[0] and mask.shape[2] == 1  # a mask of keys for each row
+    if not own_mask or not self._fits(queries.shape[1], keys.shape[1]):
+      return None
+    words = drop.words(self.dropout)
+    rate = 0.0 if words is None else self.dropout
+    return attention_kernel.Conditions(mask[:, 0, 0], bias, words, self.num_heads, rate)
+
+  def spread(self, bias: Float[Array, "#B H T S"]) -> Float[Array, "#B H T S"]:
+    """A bias as `fused` likes it best, where it will be used."""
+    return attention_kernel.shared_by_rows(bias) if self._fits(*bias.shape[2:]) else bias
+
+  def _fits(self, queries: int, keys: int) -> bool:
+    return attention_kernel.fits(queries, keys, self.num_heads, self.o.kernel.shape[0])
+
+  def fused(self, queries, keys, values, given: attention_kernel.Conditions) -> Float[Array, "B T D"]:
+    flat = lambda x: x.reshape(*x.shape[:2], -1)
+    return self.o(attention_kernel.attend(flat(queries), flat(keys), flat(values), given))
 
   def probabilities(
     self,
@@ -150,17 +226,33 @@ class Attention(nnx.Module):
     mask: Bool[Array, "#B 1 #T S"],
     bias: Float[Array, "#B H T S"] | None,
   ) -> Float[Array, "B H T S"]:
-    """Attention probabilities, float32."""
+    """Attention probabilities: float32 on a CPU, else the compute dtype."""
     queries_BHTK = products.swap_in_memory(queries, 1, 2)
     logits = products.matmul_transposed(queries_BHTK, products.swap_in_memory(keys, 1, 2))
     if bias is not None:
+      bias = bias if bias.shape[0] in (1, logits.shape[0]) else bias[:1]  # a copy for each device
       logits = products.add_to_each(logits, bias)
-    return jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis=-1)
+    masked = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(masked, axis=-1) if target.on_cpu() else _softmax(masked, keys.dtype)
 
   def mix(self, probabilities: Float[Array, "B H T S"], values: Float[Array, "B S H K"]) -> Float[Array, "B T D"]:
     out_BHTK = products.matmul(probabilities.astype(values.dtype), products.swap_in_memory(values, 1, 2))
     out_BTHK = jnp.swapaxes(out_BHTK, 1, 2)
     return self.o(out_BTHK.reshape(*out_BTHK.shape[:2], -1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(logits, dtype):
+  """Softmax in float32, of which only the result is kept, in `dtype`."""
+  return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+
+def _softmax_backward(dtype, probabilities, change):
+  p, to_p = probabilities.astype(jnp.float32), change.astype(jnp.float32)
+  return (p * (to_p - jnp.sum(p * to_p, axis=-1, keepdims=True)),)
+
+
+_softmax.defvjp(lambda logits, dtype: (_softmax(logits, dtype),) * 2, _softmax_backward)
 
 
 class Mlp(nnx.Module):
@@ -176,8 +268,7 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: Float[Array, "B T D"], drop: Dropout) -> Float[Array, "B T D"]:
     for index, layer in enumerate(self.layers[:-1]):
-      x = layer(x)
-      x = jax.nn.relu(drop(x, self.dropout) if index else x)
+      x = drop.relu(layer(x), self.dropout if index else 0.0)
     return self.layers[-1](x)
 
 
@@ -213,9 +304,15 @@ class EncoderBlock(nnx.Module):
     normed = self.attention_norm(hidden)
     keys, values = self.attention.keys_values(normed)  # first: another order changes the gradients' last bits
     queries = self.attention.queries(normed)
-    clean = self.attention.probabilities(queries, keys, mask[:, None, None, :], bias)
-    dropped = drop(clean, self.attention.dropout)
-    attended = self.attention.mix(dropped, values)
+    keys_mask = mask[:, None, None, :]
+    given = self.attention.conditions(queries, keys, keys_mask, bias, drop)
+    clean = self.attention.probabilities(queries, keys, keys_mask, bias)
+    if given is None:
+      thinned = drop(clean, self.attention.dropout)
+      attended = self.attention.mix(thinned, values)
+    else:  # XLA drops the whole matrices where no method reads them
+      thinned = clean if given.words is None else dropped(clean, given.words, given.rate)
+      attended = self.attention.fused(queries, keys, values, given)
     hidden += drop(attended, self.dropout)
     mlp_normed = self.mlp_norm(hidden)
     transformed = self.mlp(mlp_normed, drop)
@@ -223,8 +320,9 @@ class EncoderBlock(nnx.Module):
     known = Evidence(
       before=before,
       normed=normed,
-      attention=clean,
-      attention_dropped=dropped,
+      attention=clean.astype(jnp.float32),
+      attention_dropped=thinned.astype(jnp.float32),
+      conditions=given,
       queries=queries,
       keys=keys,
       values=values,

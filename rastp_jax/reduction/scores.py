@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from rastp_jax.config import May, setting
 from rastp_jax.reduction.tokens import Seen
-from rastp_jax.runtime import products
 from rastp_jax.runtime.hashing import lowbias32
 
 
@@ -45,11 +44,7 @@ def votes(seen: Seen) -> Float[Array, "B L"]:
 
 def attention_per_head(seen: Seen, weights: Float[Array, "B L"]) -> Float[Array, "B H L"]:
   """Attention that each token receives in each head: sums over queries, each with a weight."""
-  known = seen.known
-  counted = known.attention_dropped if seen.settings.score_dropout else known.attention
-  # A product per head; an einsum sums over heads first, and writes that out.
-  rows = jnp.broadcast_to(weights[:, None, None, :], (*counted.shape[:2], 1, counted.shape[2]))
-  return products.matmul(rows, counted)[:, :, 0]
+  return seen.known.received(weights, dropped=seen.settings.score_dropout)
 
 
 def share(seen: Seen, scores: Float[Array, "B L"]) -> Float[Array, "B L"]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from rastp_jax.config import ReductionConfig
+from rastp_jax.runtime import attention_kernel, products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Evidence:
     mlp_normed: (B, L, D) input of the MLP.
     transformed: (B, L, D) what the MLP adds, before dropout.
     after: (B, L, D) states that go out.
+    conditions: of a block whose attention stayed inside a kernel; the matrices above are then computed once more for
+      whoever reads them, and `received` needs none.
   """
 
   before: Float[Array, "B L D"]
@@ -98,6 +101,19 @@ class Evidence:
   mlp_normed: Float[Array, "B L D"]
   transformed: Float[Array, "B L D"]
   after: Float[Array, "B L D"]
+  conditions: attention_kernel.Conditions | None = None
+
+  def received(self, weights: Float[Array, "B L"], *, dropped: bool) -> Float[Array, "B H L"]:
+    """Attention that each token receives in each head: sums over queries, each with a weight."""
+    given = self.conditions
+    if given is not None:
+      given = given if dropped else dataclasses.replace(given, words=None, rate=0.0)
+      queries, keys = (x.reshape(*x.shape[:2], -1) for x in (self.queries, self.keys))
+      return attention_kernel.received(queries, keys, weights, given)
+    counted = self.attention_dropped if dropped else self.attention
+    # A product per head; an einsum sums over heads first, and writes that out.
+    rows = jnp.broadcast_to(weights[:, None, None, :], (*counted.shape[:2], 1, counted.shape[2]))
+    return products.matmul(rows, counted)[:, :, 0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ from rastp_jax.data.items import Item
 from rastp_jax.evaluation import results
 from rastp_jax.generation.decode import ItemTables, answer, item_tables
 from rastp_jax.model.interface import GenerativeModel
-from rastp_jax.runtime import files
+from rastp_jax.runtime import files, target
 from rastp_jax.serving import exported_model, model_card
 from rastp_jax.training import runs
 from rastp_jax.training.runs import SavedModel
@@ -149,7 +149,8 @@ def export_decode(decode: Callable, weights, tables, items: int) -> export.Expor
   shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
   (users,) = export.symbolic_shape("users")
   history = jax.ShapeDtypeStruct((users, items), jnp.int32)
-  return export.export(jax.jit(decode), platforms=PLATFORMS)(shapes(weights), shapes(tables), history)
+  with target.tracing_as("cpu"):  # whose forms run everywhere
+    return export.export(jax.jit(decode), platforms=PLATFORMS)(shapes(weights), shapes(tables), history)
 
 
 def flat_tables(

@@ -156,7 +156,7 @@ def make_setup(
     )
   optimizer = make_optimizer(config.train, plan.total_updates, plan.warmup_updates)
   graph, params = abstract_model(config, semantic_ids, mesh)
-  parts = _loss_parts(graph, params, lengths[0], table.shape[1])
+  parts = loss_parts(graph, params, lengths[0], table.shape[1])
   shapes = jax.eval_shape(lambda params: make_state(params, optimizer, config.train.seed, parts), params)
   return Setup(
     config=config,
@@ -185,7 +185,7 @@ def taken_together(histories: Histories, width: int) -> np.ndarray:
   return processes.allgather(vectors)[0] if jax.process_count() > 1 else vectors
 
 
-def _loss_parts(graph: nnx.GraphDef, params: Any, items: int, read: int) -> tuple[str, ...]:
+def loss_parts(graph: nnx.GraphDef, params: Any, items: int, read: int) -> tuple[str, ...]:
   """Names of what the loss reports besides itself."""
   batch = {
     "history": np.zeros((1, items, read), np.int32),

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from rastp_jax.config import Config
 from rastp_jax.model.factory import make_model
 from rastp_jax.model.interface import GenerativeModel
-from rastp_jax.runtime import sharding
+from rastp_jax.runtime import sharding, target
 from rastp_jax.semantic_ids.codes import SemanticIds
 
 # The model hashes its dropout masks from a few words of the step's key, so only the reproducibility of these counts,
@@ -107,7 +107,8 @@ def make_train_step(
     ), None
 
   def train_step(state: TrainState, batches: Mapping[str, jax.Array]) -> TrainState:
-    state = jax.lax.scan(one_step, state, batches)[0]
+    with target.tracing_for(mesh):
+      state = jax.lax.scan(one_step, state, batches)[0]
     return jax.lax.with_sharding_constraint(state, sharding.placements(state, mesh))
 
   return jax.jit(train_step, donate_argnums=0)
