@@ -76,7 +76,7 @@ def shared_by_rows(bias: Float[Array, "1 H T S"]) -> Float[Array, "N H T S"]:
   Its gradient is then added up on each device over all blocks before it is added up over devices.
   """
   mesh = target.current().mesh
-  if target.current().platform != "tpu" or mesh is None or bias.shape[0] != 1:
+  if mesh is None or bias.shape[0] != 1:
     return bias
   count = _row_shards(mesh)
   spread = jnp.broadcast_to(bias, (count, *bias.shape[1:]))
