@@ -144,8 +144,7 @@ def batch_of(items: int, rows: int = 8) -> dict[str, jax.Array]:
   }
 
 
-@pytest.mark.parametrize("kernels", [False, True], ids=["whole matrices", "kernels"])
-@pytest.mark.parametrize("method", ["rastp", "attention_of_others"])
+@pytest.mark.parametrize(("method", "kernels"), [("rastp", False), ("rastp", True), ("attention_of_others", True)])
 def test_accelerators_compute_what_a_cpu_does(method, kernels, monkeypatch):
   _, model = small_model(method, dropout=0.2, attention_dropout=0.2)
   graph, params = nnx.split(model)

@@ -301,6 +301,17 @@ def laboratory() -> str:
   )
 
 
+def tpu_traffic() -> str:
+  """What a training step moves on a TPU chip, by what was changed."""
+  rows = [["", "", "accessed", "HBM", "temporary", "arithmetic", "memory", "kernels"]]
+  for name, programs in read("tpu_traffic")["changes"].items():
+    for model, step in programs.items():
+      sizes = [f"{step[key] / 1e9:.2f} GB" for key in ("bytes_accessed", "hbm_bytes", "temporary_bytes")]
+      times = [f"{1e3 * step['seconds'][key]:.1f} ms" for key in ("arithmetic", "memory", "kernels")]
+      rows.append([name, model, *sizes, *times])
+  return markdown(rows)
+
+
 def baselines() -> str:
   """Recommenders that a model must beat, and what is special about the order of the data."""
   measured = [name for name in ("beauty", "sports", "toys") if (RESULTS / f"baselines_{name}.json").exists()]
@@ -353,6 +364,7 @@ TABLES = {
     memory,
     pytorch,
     baselines,
+    tpu_traffic,
     quickstart,
     laboratory,
   )
