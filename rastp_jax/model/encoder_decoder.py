@@ -153,7 +153,7 @@ class EncoderDecoder(nnx.Module):
         bias = self._bias(tokens, True)
     return tokens.replace(hidden=drop(self.encoder_norm(tokens.hidden), self.config.dropout)), stages
 
-  def _bias(self, tokens: Tokens, reduced: bool) -> Float[Array, "#B H L L"] | None:
+  def _bias(self, tokens: Tokens, reduced: bool) -> Float[Array, "_ H L L"] | None:
     """What is added to the next block's attention logits: relative positions, and sizes of merged tokens."""
     kind = self.reduction.positions if reduced else "original"
     places = self.layout.items(tokens.positions) if kind == "item" else tokens.positions

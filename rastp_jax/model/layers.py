@@ -189,7 +189,7 @@ class Attention(nnx.Module):
     query: Float[Array, "B T D"],
     keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
     mask: Bool[Array, "#B 1 #T S"],
-    bias: Float[Array, "#B H T S"] | None,
+    bias: Float[Array, "_ H T S"] | None,
     drop: Dropout,
   ) -> Float[Array, "B T D"]:
     keys, values = keys_values
@@ -208,8 +208,8 @@ class Attention(nnx.Module):
     rate = 0.0 if words is None else self.dropout
     return attention_kernel.Conditions(mask[:, 0, 0], bias, words, self.num_heads, rate)
 
-  def spread(self, bias: Float[Array, "#B H T S"]) -> Float[Array, "#B H T S"]:
-    """A bias as `fused` likes it best, where it will be used."""
+  def spread(self, bias: Float[Array, "_ H T S"]) -> Float[Array, "_ H T S"]:
+    """A bias for `fused`, where it will be used: one for each device (`attention_kernel.shared_by_rows`)."""
     return attention_kernel.shared_by_rows(bias) if self._fits(*bias.shape[2:]) else bias
 
   def _fits(self, queries: int, keys: int) -> bool:
@@ -224,7 +224,7 @@ class Attention(nnx.Module):
     queries: Float[Array, "B T H K"],
     keys: Float[Array, "B S H K"],
     mask: Bool[Array, "#B 1 #T S"],
-    bias: Float[Array, "#B H T S"] | None,
+    bias: Float[Array, "_ H T S"] | None,
   ) -> Float[Array, "B H T S"]:
     """Attention probabilities: float32 on a CPU, else the compute dtype."""
     queries_BHTK = products.swap_in_memory(queries, 1, 2)
@@ -297,7 +297,7 @@ class EncoderBlock(nnx.Module):
     self.dropout, self.mlp_dropout = config.dropout, config.mlp_dropout
 
   def __call__(
-    self, hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], bias: Float[Array, "#B H L L"] | None, drop: Dropout
+    self, hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], bias: Float[Array, "_ H L L"] | None, drop: Dropout
   ) -> tuple[Float[Array, "B L D"], Evidence]:
     """The new states, and all that the block knows about them."""
     before = hidden
