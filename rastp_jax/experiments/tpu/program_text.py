@@ -255,19 +255,21 @@ def _closing(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-  size: float  # bytes, with the padding of its tiles
+  size: int  # bytes, with the padding of its tiles
+  values: int  # bytes, without it
   on_chip: bool
 
 
 def _arrays(text: str) -> Iterator[_Array]:
   for kind, dimensions, order, layout in _ARRAY.findall(text):
     sizes = [int(size) for size in dimensions.split(",") if size]
+    width, values = _BYTES.get(kind, 1), math.prod(sizes)
     sizes = [sizes[int(axis)] for axis in order.split(",")] if order else sizes[::-1]  # the fastest one first
     tile = re.match(r"T\(([\d,]+)\)", layout)
     for place, size in enumerate(reversed(tile[1].split(",")) if tile else ()):
       if place < len(sizes):
         sizes[place] = -(-sizes[place] // int(size)) * int(size)
-    yield _Array(math.prod(sizes) * _BYTES.get(kind, 1), bool(re.search(r"S\([1-9]\)", layout)))
+    yield _Array(math.prod(sizes) * width, values * width, bool(re.search(r"S\([1-9]\)", layout)))
 
 
 def _size(text: str, *, everywhere: bool = False) -> float:
