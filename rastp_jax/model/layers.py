@@ -252,7 +252,12 @@ def _softmax_backward(dtype, probabilities, change):
   return (p * (to_p - jnp.sum(p * to_p, axis=-1, keepdims=True)),)
 
 
-_softmax.defvjp(lambda logits, dtype: (_softmax(logits, dtype),) * 2, _softmax_backward)
+def _softmax_forward(logits, dtype):
+  probabilities = _softmax(logits, dtype)
+  return probabilities, probabilities
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 class Mlp(nnx.Module):

@@ -132,7 +132,8 @@ def _forward_kernel(step: "_Step") -> None:
 def _backward_kernel(step: "_Step") -> None:
   from jax.experimental import pallas as pl
 
-  blocks, to_bias = step.blocks, step.blocks.get("to_bias")
+  blocks = step.blocks
+  to_bias: Any = blocks.get("to_bias")
   shared = to_bias is not None and to_bias.shape[0] == 1  # one for all rows: added up from step to step
   if shared:
 

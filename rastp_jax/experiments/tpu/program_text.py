@@ -87,7 +87,8 @@ def read_traffic(text: str) -> Traffic:
   """Adds up a compiled program's text (`jax.stages.Compiled.as_text`)."""
   program = _Program(text)
   cycles, without_estimate = 0, collections.Counter()
-  by_source, collectives = collections.Counter(), collections.defaultdict(lambda: {"number": 0, "bytes": 0.0})
+  by_source: dict[str, float] = collections.defaultdict(float)
+  collectives: dict[str, dict[str, float]] = collections.defaultdict(lambda: {"number": 0, "bytes": 0})
   for instruction, types, times in program.executed(program.entry):
     moved = times * program.moved(instruction, types)
     if moved:
@@ -103,8 +104,8 @@ def read_traffic(text: str) -> Traffic:
         _size(types.get(name, ""), everywhere=True) for name in instruction.operands
       )
   return Traffic(
-    hbm_bytes=float(by_source.total()),
-    by_source=dict(by_source.most_common()),
+    hbm_bytes=sum(by_source.values()),
+    by_source=dict(sorted(by_source.items(), key=lambda found: -found[1])),
     collectives={kind: dict(found) for kind, found in sorted(collectives.items())},
     host_transfers=len(_HOST.findall(text)),
     cycles=cycles,

@@ -90,13 +90,13 @@ def judged(lowered: jax.stages.Lowered, device: Any, rows_per_chip: int) -> dict
   start = time.perf_counter()
   program = lowered.compile()
   seconds = time.perf_counter() - start
-  chip, traffic = chip_of(device), read_traffic(program.as_text())
+  chip, traffic, memory = chip_of(device), read_traffic(program.as_text() or ""), program.memory_analysis()
   times = {"arithmetic": device_flops(program) / chip.flops, "memory": traffic.hbm_bytes / chip.bandwidth}
   return {
     "rows_per_chip": rows_per_chip,
     "compile_seconds": round(seconds, 1),
     "memory_bytes": device_bytes(program),
-    "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+    "temporary_bytes": memory.temp_size_in_bytes if memory else 0,
     "chip_memory_bytes": chip.memory,
     "flops": device_flops(program),
     "bytes_accessed": device_traffic(program),
