@@ -27,6 +27,7 @@ _OUTPUT = flags.DEFINE_string("output", "docs/results/quality.json", "JSON file 
 _DATASETS = flags.DEFINE_list("datasets", ["beauty", "sports", "toys"], "In this order.")
 _MODELS = flags.DEFINE_list("models", ["best"], f"Of {', '.join(MODELS)}.")
 _SEEDS = flags.DEFINE_list("seeds", ["999"], "Of every model.")
+_LENGTH = flags.DEFINE_string("length", "", 'Of each training, like "6 epochs", in place of the config\'s own.')
 _CHOICE_USERS = flags.DEFINE_integer("choice_users", 4000, "Validation users that shares are chosen on.", lower_bound=1)
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     found, counts = quality_runs.anchors(dataset, _anchors_file(dataset))
     for model in _MODELS.value:
       seeds = tuple(int(seed) for seed in _SEEDS.value)
-      trained = Trained(dataset, model, seeds, _DATA_DIR.value, _RUNS_DIR.value)
+      trained = Trained(dataset, model, seeds, _DATA_DIR.value, _RUNS_DIR.value, _LENGTH.value)
       for seed in seeds:
         _run(trained.train(seed))
       chosen = quality_runs.choose(trained, _CHOICE_USERS.value, counts)

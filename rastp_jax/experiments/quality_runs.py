@@ -26,13 +26,14 @@ CHOSEN_BY = "ndcg@10"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """One model of one dataset, all its seeds."""
+  """One model of one dataset, all its seeds; `length` of training, where it is not the config's own."""
 
   dataset: str
   model: str
   seeds: tuple[int, ...]
   data_dir: str
   runs_dir: str
+  length: str = ""
 
   @property
   def config_flags(self) -> list[str]:
@@ -43,6 +44,7 @@ class Trained:
       "--config.model.dtype=bfloat16",
       "--config.train.eval_users=4000",
       "--config.train.patience=0",
+      *([f"--config.train.length={self.length}"] if self.length else []),
     ]
 
   def workdir(self, seed: int) -> Workdir:
