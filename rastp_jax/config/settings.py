@@ -425,7 +425,7 @@ class EvalConfig(Section):
     may=May.RESUME | May.DECODE,
   )
   exclude_history: bool = setting(
-    False, "True: items of the user's history are no answers; papers do not do so", may=May.RESUME | May.DECODE
+    False, "True: items of the user's history are not answers; papers do not do so", may=May.RESUME | May.DECODE
   )
 
   def check(self, config: "Config") -> None:

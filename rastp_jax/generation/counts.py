@@ -118,7 +118,7 @@ class Counts:
     return scipy.sparse.csr_matrix(read @ self._pairs).toarray()
 
   def table(self) -> Neighbours:
-    """The strongest `settings.neighbours` of each item (fewer where no item has so many)."""
+    """The strongest `settings.neighbours` of each item (fewer where an item has fewer)."""
     pairs = self._pairs.sorted_indices()
     sizes = np.diff(pairs.indptr)
     row = np.repeat(np.arange(self._num_items), sizes)

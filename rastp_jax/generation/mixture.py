@@ -17,7 +17,7 @@ class Answers:
   """The best items of each user, best first.
 
   Attributes:
-    items: (B, W) int32 item rows; -1 where there are fewer than W, or (without constraint) where a beam is no item.
+    items: (B, W) int32 item rows; -1 where there are fewer than W, or (without constraint) where a beam is not an item.
     log_probs: (B, W) float32 natural logarithms; -inf where there is nothing.
   """
 

@@ -73,7 +73,7 @@ def children(
 
 
 def find_items(transitions: Transitions, codes: Int[Array, "B W C"]) -> Int[Array, "B W"]:
-  """Item rows of given codes; -1 where they are no item's."""
+  """Item rows of given codes; -1 where they are not an item's."""
   states = jnp.zeros(codes.shape[:-1], jnp.int32)
   found = jnp.ones(codes.shape[:-1], bool)
   for level in range(codes.shape[-1]):
