@@ -81,7 +81,7 @@ def _mutations(seeds: range) -> dict[str, Any]:
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells about damage in its own words
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   setup = make_setup(make_config(), *make_data(), mesh=mesh)
-  counts = {kind: dict.fromkeys(mutations.OUTCOMES, 0) for kind in mutations.KINDS}
+  counts: dict[str, dict[str, int]] = {kind: dict.fromkeys(map(str, mutations.OUTCOMES), 0) for kind in mutations.KINDS}
   begin = time.monotonic()
   with tempfile.TemporaryDirectory() as directory:
     workdir = pathlib.Path(directory) / "run"

@@ -33,13 +33,13 @@ def saved_states(setup: Setup, workdir: pathlib.Path) -> dict[int, State]:
         return states
       step = restored[1].step
       states[step] = restored
-      shutil.rmtree(Workdir(copy).checkpoints / str(step))
+      shutil.rmtree(_checkpoints(copy) / str(step))
 
 
 def mutate(workdir: pathlib.Path, seed: int) -> str:
   """Damages one place of a workdir, mostly in the latest checkpoint; returns what was done to what."""
   draw = random.Random(seed)
-  checkpoints = Workdir(workdir).checkpoints
+  checkpoints = _checkpoints(workdir)
   latest = checkpoints / str(max(int(path.name) for path in checkpoints.iterdir()))
   inside = draw.choice((latest, latest, latest, checkpoints, workdir))
   entries = sorted(path for path in inside.rglob("*") if path.name != "lock")
@@ -112,6 +112,10 @@ def _restore(setup: Setup, workdir: pathlib.Path) -> State | None:
   with Workdir(workdir).claim(setup.config, setup.lengths, setup.fingerprints) as checkpoints:
     restored = checkpoints.restore(setup.saved_shapes)
   return None if restored is None else (jax.tree.map(np.asarray, restored[0]), restored[1])
+
+
+def _checkpoints(workdir: pathlib.Path) -> pathlib.Path:
+  return pathlib.Path(Workdir(workdir).checkpoints)
 
 
 def _nested(one: pathlib.Path, other: pathlib.Path) -> bool:
