@@ -178,14 +178,14 @@ class Prepared:
       InputError: they cannot be read.
     """
     path = pathlib.Path(self.histories_dir) / _ARRAYS
-    items, offsets = read_arrays(path) if path.exists() else self._histories_of_table()
+    items, offsets = read_arrays(path) if path.exists() else self.histories_of_table()
     shown = (len(items), len(offsets)) == (self.num_interactions, self.num_users + 1)
     if not shown or offsets[-1] != len(items) or (len(items) and not 0 <= items.min() <= items.max() < self.num_items):
       raise _unreadable(self.histories_dir, "its histories are not those that its metadata.json tells of")
     return items, offsets
 
-  def _histories_of_table(self) -> tuple[np.ndarray, np.ndarray]:
-    """The same from the table: earlier versions wrote no arrays."""
+  def histories_of_table(self) -> tuple[np.ndarray, np.ndarray]:
+    """The same, unchecked, from the table: earlier versions wrote no arrays."""
     try:
       items, offsets = np.empty(self.num_interactions, np.int32), np.zeros(self.num_users + 1, np.int64)
     except (MemoryError, ValueError) as error:
@@ -346,7 +346,7 @@ def prepare(
     dataset: its name.
     source: of the rows.
     split: which of them are held out.
-    beam_options: of an Apache Beam pipeline whose workers write the histories, to the very same files; they must see
+    beam_options: of an Apache Beam pipeline whose workers write the histories, the same rows to the same files; they must see
       data_dir. None: this process writes them.
 
   Raises:
