@@ -1,6 +1,8 @@
 """The laboratory: every registered method is a row, costs are counted, screens and comparisons are right."""
 
 import dataclasses
+import re
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -9,15 +11,17 @@ from flax import nnx
 from rastp_jax.config import Config
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.comparison import paired_bootstrap
-from rastp_jax.experiments.lab import cost, page, screen, training
+from rastp_jax.experiments.lab import cost, oracles, page, scatter, training
 from rastp_jax.experiments.lab.rows import DENSE, all_rows, choose
+from rastp_jax.experiments.lab.scatter import Point
+from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
 from rastp_jax.experiments.lab.training import Trainings, holm
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.model.factory import make_model
 from rastp_jax.reduction.methods import REDUCTIONS
-from rastp_jax.runtime import sharding
 from rastp_jax.training.runs import SavedModel
 from tests.helpers.results import make_result
+from tests.helpers.training import one_device
 
 ROWS = all_rows()
 
@@ -47,7 +51,7 @@ def saved():
   """A tiny dense model, untrained."""
   config = make_config(reduction__method="none", model__encoder_blocks=2)
   histories, ids = make_data()
-  mesh = sharding.whole_batch_mesh(sharding.make_mesh())
+  mesh = one_device()
   model = make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0))
   return SavedModel(config, histories, ids, (6,), mesh, model, 0)
 
@@ -61,16 +65,52 @@ def test_costs_fall_with_the_budget(saved):
 
 
 def test_the_screen_tells_whom_a_row_affects_and_what_it_keeps(saved):
-  rows = {row.name: row for row in choose(["recent, 1/2", "random, 1/2", "item_mean, before block 0"], ROWS)}
-  found = screen.screen(saved, rows)
-  assert set(found) == set(rows) - {DENSE}
-  recent, random = found["recent, 1/2"], found["random, 1/2"]
-  assert 0 < recent.users <= saved.histories.num_users and recent.users == random.users
-  assert recent.overlap_with_recent == 1.0 > random.overlap_with_recent
+  screen = Screen(saved, users=0)
+  seen = {
+    row.name: screen.see(row) for row in choose(["recent, 1/2", "random, 1/2", "item_mean, before block 0"], ROWS)
+  }
+  recent, random = seen["recent, 1/2"], seen["random, 1/2"]
+  assert 0 < recent.users <= screen.users <= saved.histories.num_users and recent.users == random.users
+  assert recent.overlap_with_recent == 1.0 and random.overlap_with_recent not in (None, 1.0)
   assert recent.kept_by_age[0] == 1.0 and recent.kept_by_age[4] == 0.0
-  merged = found["item_mean, before block 0"]
-  assert merged.users == saved.histories.num_users and merged.kept_by_level == [1.0] * 5  # nothing is dropped
-  assert all(np.isfinite(seen.rise) and seen.error >= 0 for seen in found.values())
+  assert recent.tokens == random.tokens == pytest.approx(np.mean(recent.kept_by_level), abs=0.05)
+  merged = seen["item_mean, before block 0"]
+  assert merged.users == screen.users and merged.kept_by_level == [1.0] * 5  # nothing is dropped
+  assert merged.overlap_with_recent is None and merged.tokens == pytest.approx(1 / 5)
+  assert all(np.isfinite(one.rise) and one.error >= 0 for one in seen.values())
+  assert seen[DENSE].users == 0 and seen[DENSE].rise == 0.0
+
+
+def test_the_screen_asks_the_same_users_at_each_call(saved):
+  few = [Screen(saved, users=10) for _ in range(2)]
+  assert few[0].users == 10
+  histories = [[np.asarray(batch["history"]) for batch, _ in screen._batches] for screen in few]
+  assert all(np.array_equal(a, b) for a, b in zip(*histories, strict=True))
+
+
+def test_what_needs_training_is_not_screened():
+  names = {row.name for row in screened(list(ROWS.values()))}
+  assert {"rastp, 1/2", "item_sum, before block 0"} <= names
+  assert not names & {DENSE, "item_query, before block 0", "rastp, taught by dense, 1/2", "rastp, random budgets, 1/2"}
+
+
+def test_oracles_are_what_they_say(saved):
+  """Cross-attention sums to one per query and head; the gradient's score is what NLL loses to first order."""
+  screen = Screen(saved, users=10)
+  (batch, real), *_ = screen._batches
+  graph, params = nnx.split(saved.model)
+  fresh = lambda: nnx.merge(graph, params)
+  mass = np.asarray(oracles.cross_attention(fresh(), batch))
+  config, mask = saved.config.model, np.asarray(fresh().encode(batch["history"]).mask)
+  np.testing.assert_allclose(
+    mass[:real].sum(1), config.decoder_blocks * config.num_heads * len(saved.model.widths), rtol=1e-5
+  )
+  assert (mass[:real][~mask[:real]] == 0).all()
+  score = np.asarray(oracles.gradient(fresh(), batch))
+  assert score.shape == mask.shape and (score[:real][mask[:real]] > 0).any() and np.isfinite(score).all()
+  rows = oracle_rows()
+  kept = screen.see(rows["oracle, gradient, 1/2"])
+  assert kept.users == screen.see(choose(["recent, 1/2"], ROWS)[1]).users and kept.tokens < 0.8
 
 
 def test_holm_is_step_down_and_monotone():
@@ -82,24 +122,98 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   """From evaluated runs to rows of the JSON file: metrics, interval, costs, commands."""
   trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1, 2), str(tmp_path))
   rng = np.random.default_rng(0)
-  ranks = {DENSE: rng.integers(0, 20, 200), "recent, 1/2": rng.integers(0, 20, 200)}
+  ranks = {name: rng.integers(0, 20, 200) for name in (DENSE, "recent, 1/2", "rastp, 1/2")}
   monkeypatch.setattr(Trainings, "finished", lambda self, row: row.name in ranks)
   results = {
     name: [make_result(name, found, seed=seed, training_samples=1e6) for seed in (1, 2)]
     for name, found in ranks.items()
   }
   monkeypatch.setattr(Trainings, "group", lambda self, row: training.Group(row.name, tuple(results[row.name])))
-  rows = choose(["recent"], ROWS)
-  dense, recent = training.collect(trainings, rows, {DENSE: 1.0, "recent, 1/2": 0.7}, {})
+  rows = choose(["recent", "rastp"], ROWS)
+  costs = {DENSE: 1.0, "recent, 1/2": 0.7, "rastp, 1/2": 0.7}
+  runs = {run["name"]: run for run in training.merge([], training.collect(trainings, rows, costs, {}))}
+  dense, recent, rastp = (runs[name] for name in ranks)
   assert (dense["name"], recent["name"], recent["budget"], recent["stage"]) == (DENSE, "recent, 1/2", 1 / 2, "train")
-  values = [results[name][0] for name in ranks]
-  expected = paired_bootstrap("ndcg@10", *(training.Group("", (value,)).user_values("ndcg@10") for value in values))
-  assert (recent["ndcg@10_difference"], recent["p_holm"]) == (expected.value, expected.p)
+  values = {name: training.Group("", (found[0],)).user_values("ndcg@10") for name, found in results.items()}
+  expected = paired_bootstrap("ndcg@10", values[DENSE], values["recent, 1/2"])
+  assert (recent["ndcg@10_difference"], recent["p"]) == (expected.value, expected.p)
   assert recent["ndcg@10_difference_low"] < recent["ndcg@10_difference"] < recent["ndcg@10_difference_high"]
+  beside = paired_bootstrap("ndcg@10", values["recent, 1/2"], values["rastp, 1/2"])
+  assert (rastp["control"], rastp["control_difference"]) == ("recent, 1/2", beside.value)
+  assert "control" not in recent and dense["p_holm"] is None
+  assert [recent["p_holm"], rastp["p_holm"]] == holm([recent["p"], rastp["p"]])
   assert recent["encoder_flops_vs_dense"] == 0.7 and recent["training_seconds_vs_dense"] is None
+  assert recent["config"] == "configs/tiny.py" and recent["length"] == "1 epochs"
   assert "--config.train.seed=1" in recent["commands"][0] and "--split=validation" in recent["commands"][1]
-  table = page.table([dense, recent])
-  assert len(table) == 3 and all(len(row) == len(table[0]) for row in table)
-  svg = page.pareto([dense, recent], {"recent": "drop"})
-  html = page.render("A & B", {"plot": svg}, {"table": table}, "python x")
-  assert b"<svg" in svg and "A &amp; B" in html and "recent, 1/2" in html
+
+
+def test_runs_of_the_file_are_never_lost():
+  """A run that is found again replaces the stored one; the others stay, and Holm's correction is made again."""
+  run = lambda name, p, stage="train": {
+    "name": name, "p": p, "dataset": "beauty", "config": "c", "stage": stage, "samples": 5.0, "ndcg@10": p
+  }  # fmt: skip
+  stored = [run("a", 0.02), run("b", 0.04), run("a", 0.5, "confirm")]
+  merged = training.merge(stored, [run("b", 0.03), run(DENSE, 1.0)])
+  found = {(one["stage"], one["name"]): one["p_holm"] for one in merged}
+  assert found == {("train", "a"): 0.04, ("train", "b"): 0.04, ("train", DENSE): None, ("confirm", "a"): 0.5}
+  assert stored[0].keys() == run("a", 0.0).keys(), "what was given is not changed"
+
+
+def test_rows_that_are_taught_name_the_dense_run(tmp_path):
+  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1,), str(tmp_path))
+  taught, plain = (trainings.commands(ROWS[name])[0].text for name in ("rastp, taught by dense, 1/2", "rastp, 1/2"))
+  assert f"--config.train.teacher={tmp_path}/synthetic/dense/1_epochs/seed_1" in taught and "teacher" not in plain
+
+
+def make_stored():
+  """What a result file may hold."""
+  run = lambda name, method, cost, value, p: {
+    "name": name, "method": method, "dataset": "beauty", "config": "c", "stage": "train", "length": "4 epochs",
+    "split": "validation", "samples": 5.0, "seeds": [1], "encoder_flops_vs_dense": cost, "recall@10": 2 * value,
+    "ndcg@10": value, "dense_ndcg@10": 0.03, "ndcg@10_difference": value - 0.03,
+    "ndcg@10_difference_low": value - 0.031, "ndcg@10_difference_high": value - 0.029, "p_holm": p,
+    "training_seconds_vs_dense": None, "users": 9,
+  }  # fmt: skip
+  runs = [
+    run(DENSE, "none", 1.0, 0.03, None),
+    run("rastp, 1/2", "rastp", 0.74, 0.028, 0.01) | {
+      "control": "recent, 1/2", "control_difference": -0.001, "control_difference_low": -0.002,
+      "control_difference_high": 0.0,
+    },
+    run("recent, 1/2", "recent", 0.74, 0.029, 0.2),
+    run("item_sum, <before>", "item_sum", 0.24, 0.032, 0.2),
+  ]  # fmt: skip
+  seen = {
+    "users": 9, "rise": 0.1, "error": 0.01, "tokens": 0.3, "kept_by_level": [0.5] * 4, "kept_by_age": [0.5] * 10,
+    "overlap_with_recent": 0.4,
+  }  # fmt: skip
+  rows = {"rastp, 1/4": seen, "oracle, gradient, 1/4": seen, "tome, 1/4": seen | {"overlap_with_recent": None}}
+  timed = {"vs_dense": 0.5, "low": 0.4, "high": 0.6, "samples_per_second": 1000.0, "peak_bytes": 5e7}
+  return {
+    "runs": runs,
+    "screens": {"c": {"about": {"users": 2000}, "rows": rows}},
+    "seconds": {"c": {"about": {}, "rows": {"item_sum, <before>": timed}}},
+  }
+
+
+def test_the_page_shows_everything_plots_first():
+  shown = page.make(make_stored())
+  html = page.render("A & B", shown, "python x")
+  assert [svg.count("<circle") >= 3 for _, svg, _ in shown.plots] == [True, True]
+  assert html.index("<svg") < html.index("<table") and "A &amp; B" in html and "item_sum, &lt;before&gt;" in html
+  assert "prefers-color-scheme:dark" in html and "width=device-width" in html
+  for rows in shown.tables.values():
+    assert len(rows) > 1 and all(len(row) == len(rows[0]) for row in rows)
+  assert set(shown.files) == {"beauty_train_flops", "inside"}
+  for svg in shown.files.values():
+    xml.etree.ElementTree.fromstring(svg)
+
+
+def test_labels_do_not_overlap_and_every_point_is_inside():
+  """Of many points in one place only some are labelled; ticks hold all values."""
+  points = [Point(f"point {i}", "drop", 0.5 + 0.001 * i, 1.0, 0.9, 1.2) for i in range(20)]
+  points.append(Point("far", "dense", 1.0, 0.4, 0.4, 0.4))
+  svg = scatter.draw(points, "cost", "value", level=1.0)
+  assert 2 <= svg.count(">point ") - 20 < 12 and ">far<" in svg
+  circles = re.findall(r"cx='([\d.]+)' cy='([\d.]+)' r='3.2'/></g>", svg)
+  assert all(0 <= float(x) <= scatter.WIDTH and 0 <= float(y) <= scatter.HEIGHT for x, y in circles)

@@ -274,6 +274,14 @@ class ReductionConfig(WithMethods):
   keep_tokens: tuple[int, ...] = setting(
     (), "... or a fixed count, one value per stage; shorter buckets stay dense", at_least=1, may=May.DECODE
   )
+  random_keep_ratios: tuple[float, ...] = setting(
+    (),
+    "training draws the share that the stage keeps from these, one per dispatch, so that the model serves with any of "
+    "them; (): always keep_ratio",
+    above=0,
+    at_most=1,
+    may=May.DECODE,
+  )
   positions: str = setting(
     "original",
     "what later blocks see as places: the original ones, those counted in items, or none at all, as published",
@@ -329,6 +337,12 @@ class ReductionConfig(WithMethods):
         f"config.reduction.{name}={budgets} has {len(budgets)} values for the {len(stages)} stages in "
         f"reduction.after_block={stages}: give one per stage."
       )
+    if self.random_keep_ratios and (len(stages) > 1 or self.keep_tokens or self.METHODS[names[0]].tokens is not None):
+      raise InputError(
+        f"config.reduction.random_keep_ratios={self.random_keep_ratios} replaces the keep_ratio of a single stage: "
+        f"leave keep_tokens empty, and give a single block and a method that takes a budget, not {self.method!r} after "
+        f"blocks {stages}."
+      )
     data, ids = config.data, config.semantic_ids
     item_length = ids.levels + (ids.collisions == "extra_level") + config.model.separator
     positions = max(data.bucket_lengths, default=data.max_items) * item_length
@@ -373,6 +387,10 @@ class TrainConfig(Section):
   )
   checkpoint_every: str = setting("1 epochs", "a checkpoint", may=WATCHING)
   keep_checkpoints: int = setting(2, "latest ones kept; the best is kept besides", at_least=1, may=WATCHING)
+  teacher: str = setting(
+    "", "workdir of a trained run, whose probabilities are learned besides the targets; '': targets alone"
+  )
+  teacher_weight: float = setting(0.5, "share of the teacher's probabilities in what is learned", above=0, at_most=1)
   max_nonfinite_steps: int = setting(
     10,
     "steps in a row with a NaN or infinite loss or gradient, all skipped, before it stops",

@@ -7,79 +7,70 @@
 The dataset must be prepared. *screen* trains one dense model and lets every method without weights of its own shorten
 histories in it: how much likelihood does the target lose, on the validation users that lose tokens? *train* trains
 rows at equal samples and compares them on validation users. *confirm* does so for longer and over several seeds, and
-looks at test. Runs that are finished are skipped, interrupted ones go on; each call adds to the same JSON file and
-makes table, plot and page again. A method that is added to the registry (rastp_jax/reduction/methods.py) is a row of
-its own at once.
+looks at test. *cost* times training steps in turns, and *page* collects what is finished. Finished rows are skipped,
+interrupted ones go on; each call adds to the same JSON file and makes table, plot and page again. A method that is
+added to the registry (rastp_jax/reduction/methods.py) is a row of its own at once.
 """
 
 import dataclasses
-import json
+import os
 import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 
-from rastp_jax.experiments.lab import cost, page, screen, training
+from rastp_jax.config import Config
+from rastp_jax.experiments.lab import cost, page, training
 from rastp_jax.experiments.lab.rows import DENSE, Row, all_rows, choose
+from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
 from rastp_jax.experiments.lab.training import Trainings
 from rastp_jax.experiments.paper_table import run_command
 from rastp_jax.experiments.results import write_result
-from rastp_jax.reduction.methods import REDUCTIONS
 from rastp_jax.runtime import cli, files, text_tables
 from rastp_jax.training import runs
 
 _CONFIG = cli.define_config_flag()
-_STAGE = flags.DEFINE_enum(
-  "stage", "train", ["screen", "train", "confirm", "cost", "page"], "What to do; cost: time training steps in turns."
-)
+_STAGE = flags.DEFINE_enum("stage", "train", ["screen", "train", "confirm", "cost", "page"], "What to do.")
 _METHODS = flags.DEFINE_list("methods", [], "Methods or rows; default: all.")
 _LENGTH = flags.DEFINE_string("length", "", 'Of each training; default: "4 epochs" (train), "16 epochs" (confirm).')
 _SEEDS = flags.DEFINE_list("seeds", [], "Default: 999 (train), 999,1024,2025 (confirm).")
 _RUNS_DIR = flags.DEFINE_string("runs_dir", "runs/laboratory", "Holds the runs.")
-_USERS = flags.DEFINE_integer("users", 0, "screen: validation users looked at; 0: all.", lower_bound=0)
+_USERS = flags.DEFINE_integer("users", 2000, "screen: validation users with long histories; 0: all.", lower_bound=0)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "cost: timings of each step.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "docs/results/laboratory.json", "JSON file that the results are added to.")
 
-LENGTHS = {"screen": "4 epochs", "train": "4 epochs", "confirm": "16 epochs"}
-SEEDS = {"screen": (999,), "train": (999,), "confirm": (999, 1024, 2025)}
+LENGTHS = {"train": "4 epochs", "confirm": "16 epochs"}
+SEEDS = {"train": (999,), "confirm": (999, 1024, 2025)}
+KEPT = ("screens", "seconds", "flops", "runs")
 
 
 def main() -> None:
   config = cli.load_config(_CONFIG.value)
   files.check_writable(_OUTPUT.value)
-  rows = choose(_METHODS.value, all_rows())
+  rows = choose(_METHODS.value, {**all_rows(), **(oracle_rows() if _STAGE.value == "screen" else {})})
   stored = _read()
   if _STAGE.value != "page":
-    data = runs.load_data(config)  # refuses here what every run would refuse
-    dataset = config.data.dataset
-    if _STAGE.value == "screen":
-      stored["screens"] = {**stored.get("screens", {}), dataset: _screen(rows)}
-    elif _STAGE.value == "cost":
-      seconds = cost.training_seconds(config, *data, _without_weights(rows), _REPEATS.value)
-      stored["seconds"] = {
-        **stored.get("seconds", {}),
-        dataset: {**stored.get("seconds", {}).get(dataset, {}), **seconds},
-      }
-    else:
-      _train(rows)
-    costs = cost.encoder_flops(config, *data, choose([], all_rows()))
-    stored["flops"] = {**stored.get("flops", {}), dataset: costs}
-    stored["runs"] = _collected(stored, dataset, costs)
+    runs.load_data(config)  # refuses here what every run would refuse
+  if _STAGE.value == "screen":
+    _screen(rows, stored, config)
+  elif _STAGE.value == "cost":
+    _time(rows, stored, config)
+  elif _STAGE.value != "page":
+    trainings = _trainings(_STAGE.value, config.data.dataset)
+    for row in rows:
+      _run(trainings, row)
+  _collect(stored, config)
   write_result(_OUTPUT.value, stored)
   show(stored)
 
 
-def _trainings(stage: str, dataset: str, length: str, seeds: tuple[int, ...]) -> Trainings:
+def _trainings(stage: str, dataset: str) -> Trainings:
   given = tuple(argument for argument in sys.argv[1:] if argument.startswith("--config"))
+  asked = _STAGE.value in (stage, "page")
+  length = _LENGTH.value if asked and _LENGTH.value else LENGTHS[stage]
+  seeds = tuple(int(seed) for seed in _SEEDS.value) if asked and _SEEDS.value else SEEDS[stage]
   return Trainings(given, dataset, stage, length, seeds, _RUNS_DIR.value)
-
-
-def _now() -> Trainings:
-  stage = _STAGE.value
-  seeds = tuple(int(seed) for seed in _SEEDS.value) or SEEDS[stage]
-  dataset = cli.load_config(_CONFIG.value).data.dataset
-  return _trainings("train" if stage == "screen" else stage, dataset, _LENGTH.value or LENGTHS[stage], seeds)
 
 
 def _run(trainings: Trainings, row: Row) -> None:
@@ -89,61 +80,72 @@ def _run(trainings: Trainings, row: Row) -> None:
       run_command(command)
 
 
-def _train(rows: list[Row]) -> None:
-  trainings = _now()
-  for row in rows:
-    _run(trainings, row)
-
-
-def _screen(rows: list[Row]) -> dict[str, Any]:
-  """Every row's effect on a dense model, which is trained first if it is not there yet."""
-  trainings, dense = _now(), next(row for row in rows if row.name == DENSE)
+def _screen(rows: list[Row], stored: dict[str, Any], config: Config) -> None:
+  """Adds every row's effect on a dense model, which is trained first if it is not there yet; a row at a time."""
+  dataset = config.data.dataset
+  trainings, dense = _trainings("train", dataset), all_rows()[DENSE]
   _run(trainings, dense)
-  saved = runs.load_model(str(trainings.workdir(dense, trainings.seeds[0])))
-  found = screen.screen(saved, {row.name: row for row in rows}, users=_USERS.value)
-  return {name: dataclasses.asdict(seen) for name, seen in found.items()}
+  workdir = trainings.workdir(dense, trainings.seeds[0])
+  saved = runs.load_model(str(workdir))
+  screen = Screen(saved, _USERS.value)
+  about = {"model": str(workdir), "step": saved.step, "split": "validation", "users": screen.users}
+  about |= {"chosen": "at random from those in the longest bucket", "bucket_lengths": list(saved.lengths)}
+  name = trainings.config_name
+  before = stored.get("screens", {}).get(name, {})
+  found = dict(before["rows"]) if before.get("about") == about else {}
+  stored["screens"] = {**stored.get("screens", {}), name: {"about": about, "rows": found}}
+  wanted = screened(rows)
+  for number, row in enumerate(wanted, 1):
+    if row.name not in found:
+      found[row.name] = dataclasses.asdict(screen.see(row))
+      write_result(_OUTPUT.value, stored)
+    seen = found[row.name]
+    print(f"{number}/{len(wanted)} {row.name}: {seen['rise']:+.4f} ± {seen['error']:.4f} nats", flush=True)
 
 
-def _without_weights(rows: list[Row]) -> list[Row]:
-  return [row for row in rows if all(REDUCTIONS[part].learned is None for part in row.method.split("+"))]
+def _time(rows: list[Row], stored: dict[str, Any], config: Config) -> None:
+  """Training seconds of rows, measured in turns in this process; they replace earlier ones, whose dense was another."""
+  name, chosen = _trainings("train", config.data.dataset).config_name, [row for row in rows if not row.learned]
+  load = os.getloadavg()[0]
+  seconds = cost.training_seconds(config, *runs.load_data(config), chosen, _REPEATS.value)
+  about = {
+    "command": cli.command_line(),
+    "turns": _REPEATS.value,
+    "load_before": load,
+    "load_after": os.getloadavg()[0],
+  }
+  stored["seconds"] = {**stored.get("seconds", {}), name: {"about": about, "rows": seconds}}
 
 
-def _collected(stored: dict[str, Any], dataset: str, costs: dict[str, float]) -> list[dict[str, Any]]:
-  """All finished runs of this dataset, and what the file says of others."""
-  others = [run for run in stored.get("runs", []) if run["dataset"] != dataset]
-  seconds = stored.get("seconds", {}).get(dataset, {})
-  found = []
-  for stage in ("train", "confirm"):
-    asked = _STAGE.value == stage
-    length = _LENGTH.value if asked and _LENGTH.value else LENGTHS[stage]
-    seeds = tuple(int(seed) for seed in _SEEDS.value) if asked and _SEEDS.value else SEEDS[stage]
-    found += training.collect(_trainings(stage, dataset, length, seeds), list(all_rows().values()), costs, seconds)
-  return others + found
+def _collect(stored: dict[str, Any], config: Config) -> None:
+  """Adds all finished runs of this dataset to those in the file, with what they cost."""
+  rows, finished = all_rows(), [_trainings(stage, config.data.dataset) for stage in ("train", "confirm")]
+  name = finished[0].config_name
+  costs = dict(stored.get("flops", {}).get(name, {}))
+  missing = [row for row in rows.values() if row.name not in costs and any(one.finished(row) for one in finished)]
+  if missing:
+    costs |= cost.encoder_flops(config, *runs.load_data(config), [rows[DENSE], *missing])
+    stored["flops"] = {**stored.get("flops", {}), name: costs}
+  timed = stored.get("seconds", {}).get(name, {"rows": {}})["rows"]
+  seconds = {row: values["vs_dense"] for row, values in timed.items()}
+  found = [run for one in finished for run in training.collect(one, list(rows.values()), costs, seconds)]
+  stored["runs"] = training.merge(stored.get("runs", []), found)
 
 
 def _read() -> dict[str, Any]:
-  """What earlier calls have found; where they came from is written again."""
+  """What earlier calls have found; where it came from is written again."""
   path = pathlib.Path(_OUTPUT.value)
-  found = json.loads(path.read_text()) if path.exists() else {}
-  return {name: value for name, value in found.items() if name in ("screens", "seconds", "flops", "runs")}
+  found = files.read_json(path, "move it away, and finished runs are collected again") if path.exists() else {}
+  return {name: found[name] for name in KEPT if name in found}
 
 
 def show(stored: dict[str, Any]) -> None:
   """Prints the tables and writes the page beside the JSON file."""
-  kinds = {name: method.kind for name, method in REDUCTIONS.items()}
-  plots, tables = {}, {}
-  for dataset, stage in dict.fromkeys((run["dataset"], run["stage"]) for run in stored.get("runs", [])):
-    mine = [run for run in stored["runs"] if (run["dataset"], run["stage"]) == (dataset, stage)]
-    heading = f"{dataset}: {'test, ' if stage == 'confirm' else 'validation, '}{mine[0]['samples'] / 1e6:.2f} M samples"
-    if all(run["encoder_flops_vs_dense"] is not None for run in mine):
-      plots[heading] = page.pareto(mine, kinds)
-    tables[heading] = page.table(mine)
-  for dataset, screened in stored.get("screens", {}).items():
-    tables[f"{dataset}: screen in a dense model"] = page.screen_table(screened)
-  for heading, rows in tables.items():
+  shown = page.make(stored)
+  for heading, rows in shown.tables.items():
     print(f"\n{heading}\n{text_tables.align(rows)}")
   path = pathlib.Path(_OUTPUT.value).with_suffix(".html")
-  files.write_atomic(path, page.render("The laboratory of token reductions", plots, tables, cli.command_line()))
-  for number, svg in enumerate(plots.values()):
-    files.write_atomic(path.with_name(f"{path.stem}_{number}.svg"), svg)
+  files.write_atomic(path, page.render("The laboratory of token reductions", shown, cli.command_line()))
+  for name, svg in shown.files.items():
+    files.write_atomic(path.with_name(f"{path.stem}_{name}.svg"), svg)
   print(f"\n{path}")

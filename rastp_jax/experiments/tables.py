@@ -12,6 +12,7 @@ from rastp_jax import config as config_lib
 from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.lab import page
 from rastp_jax.experiments.lab.rows import DENSE
+from rastp_jax.experiments.lab.training import comparison
 from rastp_jax.experiments.speed.ratios import speed_intervals
 from rastp_jax.reduction.methods import REDUCTIONS, describe
 from rastp_jax.runtime.text_tables import markdown
@@ -295,10 +296,20 @@ def quickstart() -> str:
 def laboratory() -> str:
   """The laboratory's trained rows, a table for each dataset and stage."""
   runs = read("laboratory")["runs"]
-  stages = dict.fromkeys((run["dataset"], run["stage"]) for run in runs)
-  return "\n\n".join(
-    markdown(page.table([run for run in runs if (run["dataset"], run["stage"]) == stage])) for stage in stages
-  )
+  parts = []
+  for one in dict.fromkeys(map(comparison, runs)):
+    mine = [run for run in runs if comparison(run) == one]
+    parts += [page.describe(mine) + ":", markdown(page.table(mine))]
+  return "\n\n".join(parts)
+
+
+def screen() -> str:
+  """What methods do to a trained dense model, a table for each config."""
+  parts = []
+  for name, screened in read("laboratory")["screens"].items():
+    about = screened["about"]
+    parts += [f"`{name}`, {about['users']:,} {about['split']} users:", markdown(page.budgets_table(screened["rows"]))]
+  return "\n\n".join(parts)
 
 
 def tpu_traffic() -> str:
@@ -367,6 +378,7 @@ TABLES = {
     tpu_traffic,
     quickstart,
     laboratory,
+    screen,
   )
 }
 

@@ -242,7 +242,8 @@ class EncoderDecoder(nnx.Module):
 
     Args:
       batch: `history` (B, N, R) and `target` (B, R), codes and with vectors of items the item's row; `weight` (B,): 1
-        for a sample, 0 for a filler row.
+        for a sample, 0 for a filler row; perhaps `soft_targets`, each level's probabilities (B, V) to be learned in
+        place of the target's code.
       key: dropout key; None for none.
 
     Returns:
@@ -253,14 +254,20 @@ class EncoderDecoder(nnx.Module):
     target, weight = batch["target"], batch["weight"]
     total = jnp.maximum(jnp.sum(weight), 1e-6)
 
-    def mean_loss(logits: Float[Array, "B V"], wanted: Int[Array, "B"]) -> Float[Array, ""]:
-      picked = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+    def mean_loss(
+      logits: Float[Array, "B V"], wanted: Int[Array, "B"], soft: Float[Array, "B V"] | None = None
+    ) -> Float[Array, ""]:
+      if soft is None:
+        picked = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+      else:
+        picked = jnp.sum(soft * logits, axis=-1)
       return jnp.sum(weight * (jax.nn.logsumexp(logits, axis=-1) - picked)) / total
 
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     encoded = self.encode(batch["history"], key=encoder_key)
     decoded = self.decode(encoded, target[:, :depth], key=decoder_key)
-    levels = [mean_loss(logits, target[:, level]) for level, logits in enumerate(self.logits(decoded))]
+    soft = batch.get("soft_targets", [None] * depth)
+    levels = [mean_loss(logits, target[:, level], soft[level]) for level, logits in enumerate(self.logits(decoded))]
     parts = {f"loss_level_{level}": value for level, value in enumerate(levels)}
     if self.config.item_scores == "vectors":
       parts["loss_items"] = mean_loss(self._vector_logits(decoded[:, 0]), target[:, depth])

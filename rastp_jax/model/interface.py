@@ -86,7 +86,8 @@ class GenerativeModel(Protocol):
     """The training loss of a batch, and its parts by name.
 
     Args:
-      batch: `history` (B, N, C) and `target` (B, C) codes, `weight` (B,): 1 for a sample, 0 for a filler row.
+      batch: `history` (B, N, C) and `target` (B, C) codes, `weight` (B,): 1 for a sample, 0 for a filler row; with a
+        teacher (`train.teacher`) also `soft_targets`, each level's probabilities (B, V) to be learned instead.
       key: dropout key; None for none.
     """
     ...

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rastp_jax.config import ModelConfig, setting
-from rastp_jax.reduction import merge
+from rastp_jax.reduction import merge, select
 from rastp_jax.reduction.tokens import ItemLayout, Seen, Tokens
 
 
@@ -102,3 +102,37 @@ def slots(seen: Seen, weights: Float[Array, "B K L"], budget: int) -> Tokens:
     hidden=tokens.hidden[:, :budget], mask=some, positions=places, note=None, slot=merge.moved(tokens, home)
   )
   return merge.mix(tokens, weights, like)
+
+
+class LearnedScore(nnx.Module):
+  """A small network that says whether a token is kept, from its state and the row's mean."""
+
+  def __init__(self, config: ModelConfig, layout: ItemLayout, *, rngs: nnx.Rngs):
+    del layout
+    d = config.d_model
+    self.norm = nnx.RMSNorm(d, rngs=rngs)
+    self.inner = nnx.Linear(d, d, rngs=rngs)
+    self.outer = nnx.Linear(d, 1, rngs=rngs)
+
+
+def keep_logit(seen: Seen) -> Float[Array, "B L"]:
+  """Half of a token's features beside the row's mean of the other half, then one number (DynamicViT, 2106.02034)."""
+  net, mask = seen.learned, seen.tokens.mask[..., None]
+  features = net.inner(net.norm(jax.lax.stop_gradient(seen.tokens.hidden).astype(jnp.float32)))
+  own, shared = jnp.split(features, 2, axis=-1)
+  count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1).astype(shared.dtype)
+  mean = jnp.sum(jnp.where(mask, shared, 0.0), axis=1, keepdims=True) / count
+  both = jnp.concatenate([own, jnp.broadcast_to(mean, shared.shape)], axis=-1)
+  return net.outer(jax.nn.gelu(both))[..., 0]
+
+
+def drop_through_gate(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Tokens:
+  """The best `budget` tokens go on as they are; in the gradient they are scaled by their score's sigmoid.
+
+  That is how the score learns without masks: what helps when it is larger gets a higher score.
+  """
+  kept = select.top_k(seen, scores, budget)
+  gate = jnp.take_along_axis(jax.nn.sigmoid(scores), kept, axis=-1)
+  tokens = merge.keep(seen.tokens, kept)
+  scale = 1.0 + (gate - jax.lax.stop_gradient(gate))[..., None]
+  return tokens.replace(hidden=tokens.hidden * scale.astype(tokens.hidden.dtype))

@@ -93,6 +93,8 @@ REDUCTIONS: Mapping[str, Method] = {
   "rastp": Method("attention received x L1 norm of the state", RASTP, scores.rastp),
   "rastp_recent": Method("RASTP with a pinch of recency", RASTP, scores.rastp_recent, options=scores.RecencyOptions),
   "rastp_codes": Method("RASTP, learned codes before separators and collision codes", RASTP, scores.rastp_codes),
+  "rastp_items": Method("RASTP summed over an item: items are kept whole", RASTP, scores.rastp_items),
+  "quota_by_age": Method("a quota per item by its age, inside it RASTP's order", RASTP, scores.quota_by_age),
   "attention": Method("attention received", H2O, scores.attention),
   "attention_of_others": Method(
     "attention received, no token voting for itself", "PoWER-BERT, arXiv 2001.08950", scores.attention_of_others
@@ -101,6 +103,13 @@ REDUCTIONS: Mapping[str, Method] = {
   "l2_norm": Method("L2 norm of the state", "", scores.l2_norm, before_blocks=True),
   "recent": Method("the most recent tokens", "", scores.recent, before_blocks=True),
   "random": Method("any tokens, by a hash of history and place", "", scores.random, before_blocks=True),
+  "sinks": Method(
+    "the first item and the most recent tokens",
+    "StreamingLLM, arXiv 2309.17453",
+    scores.sinks,
+    before_blocks=True,
+    options=scores.SinkOptions,
+  ),
   "separators_first": Method("separators, then the most recent codes", "", scores.separators_first, before_blocks=True),
   "coarse_first": Method("coarse codes before fine ones", "", scores.coarse_first, before_blocks=True),
   "codes_first": Method("learned codes, the most recent first", "", scores.codes_first, before_blocks=True),
@@ -123,6 +132,13 @@ REDUCTIONS: Mapping[str, Method] = {
     unchanged=False,
   ),
   "vatp": Method("attention received x L1 norm of the value", "VATP, arXiv 2406.12335", scores.vatp),
+  "ats": Method("the newest token's attention x L2 norm of the value", "ATS, arXiv 2111.15667", scores.ats),
+  "newest_attention": Method(
+    "the newest token's attention, summed over the blocks so far",
+    "VTC-CLS, arXiv 2412.05819",
+    scores.newest_attention,
+    watch=scores.watch_newest,
+  ),
   "change": Method(
     "how far the blocks so far have moved a token",
     "TransPrune, arXiv 2507.20630",
@@ -149,10 +165,10 @@ REDUCTIONS: Mapping[str, Method] = {
     options=scores.HiPruneOptions,
   ),
   "hired": Method(
-    "a quota per item by early attention, inside it late attention",
+    "a quota per item by the newest item's early attention, inside it late attention",
     "HiRED, arXiv 2408.10945",
     scores.hired,
-    watch=scores.first_attention,
+    watch=scores.first_of_newest,
   ),
   "flowcut": Method(
     "the newest token's attention and likeness, over the blocks so far",
@@ -177,6 +193,21 @@ REDUCTIONS: Mapping[str, Method] = {
   "cdpruner": Method(
     "a determinantal point process, relevance by RASTP", "CDPruner, arXiv 2506.10967", select.determinant
   ),
+  "dpp_recent": Method(
+    "a determinantal point process, relevance falling with age",
+    "CDPruner, arXiv 2506.10967",
+    select.determinant_recent,
+    before_blocks=True,
+    options=select.DecayOptions,
+  ),
+  "learned_score": Method(
+    "a small network's choice",
+    "DynamicViT, arXiv 2106.02034",
+    learned.keep_logit,
+    learned.drop_through_gate,
+    before_blocks=True,
+    learned=learned.LearnedScore,
+  ),
   # Merges.
   "fuse": Method(
     "RASTP's score; the rest becomes one token", "EViT, arXiv 2202.07800", scores.rastp, merge.fuse, kind="merge"
@@ -195,6 +226,14 @@ REDUCTIONS: Mapping[str, Method] = {
     scores.rastp,
     merge.assign,
     kind="merge",
+  ),
+  "clusters": Method(
+    "every other token joins the most similar centre of a cluster",
+    "DPC-KNN, arXiv 2204.08680",
+    select.density_peaks,
+    merge.assign,
+    kind="merge",
+    before_blocks=True,
   ),
   "tome": Method(
     "the most similar pairs of even and odd items merge",

@@ -1,5 +1,6 @@
 """After which blocks tokens become fewer, by which method, and how many are left: static facts for each length."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,12 @@ class PlannedStage(NamedTuple):
   number: int
   method: Method
   budget: int
+
+
+def drawn(config: ReductionConfig) -> tuple[ReductionConfig, ...]:
+  """What training draws from: the reduction itself, or one per random budget."""
+  ratios = config.random_keep_ratios
+  return tuple(dataclasses.replace(config, keep_ratio=(ratio,)) for ratio in ratios) or (config,)
 
 
 def methods_of(config: ReductionConfig) -> list[Method]:

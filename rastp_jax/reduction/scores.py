@@ -36,10 +36,16 @@ def votes(seen: Seen) -> Float[Array, "B L"]:
   if seen.settings.voters == "last_item":
     mask = mask & (seen.ages == 0)
   elif seen.settings.voters == "last":
-    mask = mask & (jnp.cumsum(mask, axis=-1) == jnp.sum(mask, axis=-1, keepdims=True))
+    return newest_token(seen)
   elif seen.settings.score_padded_queries:
     mask = jnp.ones(mask.shape, bool)
   return mask.astype(jnp.float32)
+
+
+def newest_token(seen: Seen) -> Float[Array, "B L"]:
+  """1 at each row's last real token, which stands in for a [CLS] token."""
+  mask = seen.tokens.mask
+  return jnp.where(mask & (jnp.cumsum(mask, axis=-1) == jnp.sum(mask, axis=-1, keepdims=True)), 1.0, 0.0)
 
 
 def attention_per_head(seen: Seen, weights: Float[Array, "B L"]) -> Float[Array, "B H L"]:
@@ -80,6 +86,25 @@ def vatp(seen: Seen) -> Float[Array, "B L"]:
   """Sum over heads of attention received times the L1 norm of the head's value (VATP, arXiv 2406.12335)."""
   sizes = jnp.sum(jnp.abs(seen.known.values.astype(jnp.float32)), axis=-1)
   return jnp.sum(attention_per_head(seen, votes(seen)) * jnp.moveaxis(sizes, 1, 2), axis=1)
+
+
+def ats(seen: Seen) -> Float[Array, "B L"]:
+  """Attention of the newest token times the L2 norm of the value over all heads (ATS, arXiv 2111.15667)."""
+  values = seen.known.values.astype(jnp.float32)
+  received = jnp.sum(attention_per_head(seen, newest_token(seen)), axis=1)
+  return received * jnp.sqrt(jnp.sum(values**2, axis=(2, 3)))
+
+
+def newest_attention(seen: Seen) -> Float[Array, "B L"]:
+  """Attention of the newest token, summed over the blocks so far: what `watch_newest` noted (VTC-CLS, 2412.05819)."""
+  note = seen.tokens.note
+  return note if note is not None else watch_newest(seen)
+
+
+def watch_newest(seen: Seen) -> Float[Array, "B L"]:
+  """The note so far plus the attention that the newest token gives in this block."""
+  received = jnp.sum(attention_per_head(seen, newest_token(seen)), axis=1)
+  return received if seen.tokens.note is None else seen.tokens.note + received
 
 
 def change(seen: Seen) -> Float[Array, "B L"]:
@@ -134,8 +159,13 @@ def head_vote(seen: Seen) -> Float[Array, "B L"]:
 
 def transprune(seen: Seen) -> Float[Array, "B L"]:
   """Share of the variation so far plus share of the newest item's attention (TransPrune, arXiv 2507.20630)."""
+  return share(seen, change(seen)) + share(seen, attention_of_newest(seen))
+
+
+def attention_of_newest(seen: Seen) -> Float[Array, "B L"]:
+  """Attention received from the newest item's tokens, summed over heads."""
   newest = jnp.where(seen.tokens.mask & (seen.ages == 0), 1.0, 0.0)
-  return share(seen, change(seen)) + share(seen, jnp.sum(attention_per_head(seen, newest), axis=1))
+  return jnp.sum(attention_per_head(seen, newest), axis=1)
 
 
 def first_attention(seen: Seen) -> Float[Array, "B L"]:
@@ -167,16 +197,30 @@ def hiprune(seen: Seen) -> Float[Array, "B L"]:
   return share(seen, attention(seen)) + jnp.where(near, 2.0, 0.0) + jnp.where(anchor, 2.0, 0.0)
 
 
+def first_of_newest(seen: Seen) -> Float[Array, "B L"]:
+  """Watches: attention received from the newest item in the first block."""
+  return attention_of_newest(seen) if seen.tokens.note is None else seen.tokens.note
+
+
 def hired(seen: Seen) -> Float[Array, "B L"]:
-  """A quota per item by the first block's attention, inside it the last block's (HiRED, arXiv 2408.10945)."""
+  """A quota per item by the newest item's attention in the first block, inside it the last block's (2408.10945).
+
+  An item's quota is its part of the best half of the tokens.
+  """
   mask = seen.tokens.mask
-  top = mask & (2 * ranks(seen, first_attention(seen)) < jnp.sum(mask, axis=-1, keepdims=True))
+  top = mask & (2 * ranks(seen, first_of_newest(seen)) < jnp.sum(mask, axis=-1, keepdims=True))
   same = (seen.items[:, :, None] == seen.items[:, None, :]) & mask[:, None, :]
   quota = seen.budget * jnp.sum(same & top[:, None, :], axis=-1) / jnp.maximum(jnp.sum(top, axis=-1, keepdims=True), 1)
-  late, place = attention(seen), jnp.arange(mask.shape[1])
-  better = late[:, None, :] > late[:, :, None]
-  better |= (late[:, None, :] == late[:, :, None]) & (place[None, None, :] < place[None, :, None])
-  return quota - jnp.sum(same & better, axis=-1).astype(jnp.float32)
+  return quota - rank_in_item(seen, attention(seen))
+
+
+def rank_in_item(seen: Seen, scores: Float[Array, "B L"]) -> Float[Array, "B L"]:
+  """How many of an item's tokens score higher; of equal ones the earlier one comes first."""
+  same = (seen.items[:, :, None] == seen.items[:, None, :]) & seen.tokens.mask[:, None, :]
+  place = jnp.arange(same.shape[1])
+  better = scores[:, None, :] > scores[:, :, None]
+  better |= (scores[:, None, :] == scores[:, :, None]) & (place[None, None, :] < place[None, :, None])
+  return jnp.sum(same & better, axis=-1).astype(jnp.float32)
 
 
 def flowcut(seen: Seen) -> Float[Array, "B L"]:
@@ -192,7 +236,7 @@ def watch_flow(seen: Seen) -> Float[Array, "B L"]:
   others') * L1 norm of the mean value over heads.
   """
   known, mask = seen.known, seen.tokens.mask
-  newest = jnp.where(mask & (jnp.cumsum(mask, axis=-1) == jnp.sum(mask, axis=-1, keepdims=True)), 1.0, 0.0)
+  newest = newest_token(seen)
   received = share(seen, jnp.sum(attention_per_head(seen, newest), axis=1))
   values = known.values.astype(jnp.float32)
   own = jnp.einsum("BL,BLHE->BHE", newest, values)
@@ -231,9 +275,33 @@ def rastp_recent(seen: Seen) -> Float[Array, "B L"]:
   return count * share(seen, rastp(seen)) + seen.settings.of(RecencyOptions).weight * place
 
 
+@dataclasses.dataclass(frozen=True)
+class SinkOptions:
+  """The oldest items and the newest tokens (reduction.method=sinks)."""
+
+  items: int = setting(1, "items at the beginning that are always kept", at_least=0, may=May.DECODE)
+
+
+def sinks(seen: Seen) -> Float[Array, "B L"]:
+  """The first items, then the most recent tokens (StreamingLLM, arXiv 2309.17453)."""
+  return jnp.where(seen.items < seen.settings.of(SinkOptions).items, 1e6, 0.0) + recent(seen)
+
+
+def rastp_items(seen: Seen) -> Float[Array, "B L"]:
+  """RASTP's score summed over what an item has left, so that items are kept whole; the budget may cut the last one."""
+  same = (seen.items[:, :, None] == seen.items[:, None, :]) & seen.tokens.mask[:, None, :]
+  return jnp.sum(jnp.where(same, rastp(seen)[:, None, :], 0.0), axis=-1)
+
+
+def quota_by_age(seen: Seen) -> Float[Array, "B L"]:
+  """A quota per item by its age: all tokens up to age 2, two up to age 7, then one; inside an item RASTP's order."""
+  quota = jnp.where(seen.ages < 3, seen.layout.item_length, jnp.where(seen.ages < 8, 2, 1))
+  return quota.astype(jnp.float32) - rank_in_item(seen, rastp(seen)) + 1e-3 * recent(seen)
+
+
 def separators_first(seen: Seen) -> Float[Array, "B L"]:
-  """A summary per item: its separator; then the most recent codes."""
-  return jnp.where(seen.levels == seen.layout.item_length - 1, 1e6, 0.0) + recent(seen)
+  """A summary per item: its separator; then the most recent codes. Without separators the most recent codes alone."""
+  return jnp.where(seen.layout.separators(seen.tokens.positions), 1e6, 0.0) + recent(seen)
 
 
 def coarse_first(seen: Seen) -> Float[Array, "B L"]:

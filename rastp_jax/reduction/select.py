@@ -1,13 +1,17 @@
 """Which tokens are kept: from scores to (B, K) rising indices. Static shapes; ties keep the lower place."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rastp_jax.config import May, setting
 from rastp_jax.reduction import scores as formulas
 from rastp_jax.reduction.tokens import Seen
+
+NEIGHBOURS = 5  # that a density is measured by
 
 
 def top_k(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Int[Array, "B K"]:
@@ -27,8 +31,7 @@ def top_k(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Int[Array, "B
 def best_first(seen: Seen, scores: Float[Array, "B L"]) -> Int[Array, "B L"]:
   """All tokens of each row, the highest score first, padding last."""
   if not seen.settings.prune_separators:
-    separators = seen.layout.levels(seen.tokens.positions) == seen.layout.item_length - 1
-    scores = jnp.where(separators, jnp.inf, scores)
+    scores = jnp.where(seen.layout.separators(seen.tokens.positions), jnp.inf, scores)
   masked = jnp.where(seen.tokens.mask, jax.lax.stop_gradient(scores), -jnp.inf)
   # A sort row by row splits over devices by rows; top_k does not.
   return jnp.argsort(masked, axis=-1, descending=True, stable=True)
@@ -83,16 +86,33 @@ def _one_hot(index: Int[Array, "B"], mask: Bool[Array, "B L"]) -> Bool[Array, "B
   return (jnp.arange(mask.shape[1])[None] == index[:, None]) & mask
 
 
+@dataclasses.dataclass(frozen=True)
+class DecayOptions:
+  """A determinantal point process with recency (reduction.method=dpp_recent)."""
+
+  decay: float = setting(0.9, "relevance of a token per item of its age", above=0, at_most=1, may=May.DECODE)
+
+
+def determinant_recent(seen: Seen) -> Float[Array, "B L"]:
+  """1 for the K tokens of a greedy determinantal point process, relevance decay^age."""
+  return _determinant(seen, seen.settings.of(DecayOptions).decay ** seen.ages.astype(jnp.float32))
+
+
 def determinant(seen: Seen) -> Float[Array, "B L"]:
   """1 for the K tokens of a greedy determinantal point process (CDPruner, arXiv 2506.10967).
 
-  Its kernel is relevance * cosine * relevance, the relevance RASTP's score, scaled to (0, 1] per row.
+  The relevance is RASTP's score, scaled to (0, 1] per row.
   """
-  mask = seen.tokens.mask
-  score = formulas.rastp(seen)
+  mask, score = seen.tokens.mask, formulas.rastp(seen)
   low = jnp.min(jnp.where(mask, score, jnp.inf), axis=-1, keepdims=True)
   high = jnp.max(jnp.where(mask, score, -jnp.inf), axis=-1, keepdims=True)
-  relevance = jnp.where(mask, (score - low + 1e-3) / jnp.maximum(high - low + 1e-3, 1e-3), 0.0)
+  return _determinant(seen, (score - low + 1e-3) / jnp.maximum(high - low + 1e-3, 1e-3))
+
+
+def _determinant(seen: Seen, relevance: Float[Array, "B L"]) -> Float[Array, "B L"]:
+  """Greedy MAP under the kernel relevance * cosine * relevance."""
+  mask = seen.tokens.mask
+  relevance = jax.lax.stop_gradient(jnp.where(mask, relevance, 0.0))
   kernel = jax.lax.stop_gradient(relevance[:, :, None] * cosines(seen.tokens.hidden) * relevance[:, None, :])
   batch, length = mask.shape
 
@@ -105,6 +125,28 @@ def determinant(seen: Seen) -> Float[Array, "B L"]:
     error = (row - jnp.sum(own * factors, axis=1)) / jnp.sqrt(jnp.maximum(pick(gain), 1e-9))
     return gain - error**2, factors.at[:, count].set(error), taken | _one_hot(best, mask)
 
-  diagonal = jnp.diagonal(kernel, axis1=1, axis2=2)
-  start = (diagonal, jnp.zeros((batch, seen.budget, length)), jnp.zeros(mask.shape, bool))
+  start = (relevance**2, jnp.zeros((batch, seen.budget, length)), jnp.zeros(mask.shape, bool))
   return jax.lax.fori_loop(0, seen.budget, step, start)[2].astype(jnp.float32)
+
+
+def density_peaks(seen: Seen) -> Float[Array, "B L"]:
+  """Density times distance to the nearest denser token: high at the centres of clusters (DPC-KNN, 2204.08680).
+
+  The density is exp(-mean squared distance to the 5 nearest), distances are divided by the root of the width; the
+  densest token's distance is that to the farthest one.
+  """
+  mask, x = seen.tokens.mask, jax.lax.stop_gradient(seen.tokens.hidden.astype(jnp.float32))
+  squares = jnp.sum(x**2, axis=-1)
+  apart = squares[:, :, None] + squares[:, None, :] - 2.0 * jnp.einsum("BLD,BMD->BLM", x, x)
+  apart = jnp.sqrt(jnp.maximum(apart, 0.0) / x.shape[-1])
+  place = jnp.arange(mask.shape[1])
+  other = mask[:, None, :] & (place[:, None] != place[None, :])[None]
+  near = jnp.sort(jnp.where(other, apart, jnp.inf), axis=-1)[:, :, :NEIGHBOURS]
+  counted = jnp.isfinite(near)
+  mean = jnp.sum(jnp.where(counted, near**2, 0.0), axis=-1) / jnp.maximum(jnp.sum(counted, axis=-1), 1).astype(x.dtype)
+  density = jnp.exp(-mean)
+  denser = density[:, None, :] > density[:, :, None]
+  denser |= (density[:, None, :] == density[:, :, None]) & (place[None, None, :] < place[None, :, None])
+  nearest = jnp.min(jnp.where(denser & other, apart, jnp.inf), axis=-1)
+  farthest = jnp.max(jnp.where(other, apart, 0.0), axis=-1)
+  return density * jnp.where(jnp.isfinite(nearest), nearest, farthest)

@@ -31,6 +31,10 @@ class ItemLayout:
     """The code level of each place, from 0; separators come after the last level."""
     return positions % self.item_length
 
+  def separators(self, positions: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Where separators are: nowhere in a sequence without them."""
+    return self.levels(positions) >= self.depth
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

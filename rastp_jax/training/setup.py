@@ -16,6 +16,7 @@ from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.config import Config
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
+from rastp_jax.reduction import schedule
 from rastp_jax.runtime import processes, sharding
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.collaborative import cooccurrence_vectors
@@ -23,6 +24,7 @@ from rastp_jax.training import runs
 from rastp_jax.training.optimizer import make_optimizer, make_schedule
 from rastp_jax.training.plan import CRITERION, TrainPlan, make_plan
 from rastp_jax.training.step import TrainState, abstract_model, fresh_params, make_state, placed, to_saved, zero_sums
+from rastp_jax.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Setup:
     schedule: learning rate by the update's number.
     optimizer: made from the plan.
     graph: the model without its parameters.
+    drawn_graphs: the same with each of the budgets that steps draw from; `graph` alone unless they are random.
     loss_parts: names of what the loss reports besides itself.
     shapes: the state's shapes and types, placed on the mesh.
   """
@@ -54,6 +57,7 @@ class Setup:
   schedule: optax.Schedule
   optimizer: optax.GradientTransformationExtraArgs
   graph: nnx.GraphDef
+  drawn_graphs: tuple[nnx.GraphDef, ...]
   loss_parts: tuple[str, ...]
   shapes: TrainState
 
@@ -96,6 +100,17 @@ class Setup:
   def learning_rate(self, step: int) -> float:
     """The rate that a step used, by the step's number from 1."""
     return np.asarray(self.schedule((step - 1) // self.plan.steps_per_update)).item()
+
+  def draw(self, step: int) -> int:
+    """Which of `drawn_graphs` the dispatch takes that begins after `step` steps: a function of seed and step."""
+    count = len(self.drawn_graphs)
+    return 0 if count == 1 else int(np.random.default_rng([self.config.train.seed, step, 0]).integers(count))
+
+  def make_teacher(self) -> Teacher | None:
+    """Loads the model whose probabilities are learned too; None without one."""
+    if not self.config.train.teacher:
+      return None
+    return Teacher(self.config, self.histories, self.semantic_ids, self.mesh)
 
   def stacked_batches(self, start: int) -> Iterator[Batch]:
     """Batches from number `start` on, stacked for one dispatch each, made ahead of the consumer."""
@@ -156,6 +171,10 @@ def make_setup(
     )
   optimizer = make_optimizer(config.train, plan.total_updates, plan.warmup_updates)
   graph, params = abstract_model(config, semantic_ids, mesh)
+  reductions = schedule.drawn(config.reduction)
+  variants = [dataclasses.replace(config, reduction=reduction) for reduction in reductions]
+  others = (abstract_model(variant, semantic_ids, mesh)[0] for variant in variants)
+  drawn_graphs = (graph,) if len(variants) == 1 else tuple(others)
   parts = loss_parts(graph, params, lengths[0], table.shape[1])
   shapes = jax.eval_shape(lambda params: make_state(params, optimizer, config.train.seed, parts), params)
   return Setup(
@@ -169,6 +188,7 @@ def make_setup(
     schedule=make_schedule(config.train, plan.total_updates, plan.warmup_updates),
     optimizer=optimizer,
     graph=graph,
+    drawn_graphs=drawn_graphs,
     loss_parts=parts,
     shapes=placed(shapes, mesh),
   )

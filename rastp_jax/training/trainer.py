@@ -63,7 +63,7 @@ def train(
     InputError: before anything is compiled or overwritten, if the workdir does not fit; later, if the disk is full, or
       after too many steps in a row that are not finite.
   """
-  config, plan = setup.config, setup.plan
+  config, plan, teacher = setup.config, setup.plan, setup.make_teacher()
   with (
     StopRequests() as requests,  # outside of all that is saved
     workdir.claim(config, setup.lengths, setup.fingerprints) as checkpoints,
@@ -91,14 +91,14 @@ def train(
     state = from_saved(restored[0]) if restored else setup.fresh_state()
 
     # 2. What the loop calls.
-    train_step = make_train_step(setup.graph, setup.optimizer, setup.mesh)
+    train_steps = [make_train_step(graph, setup.optimizer, setup.mesh) for graph in setup.drawn_graphs]
     reset_sums = jax.jit(setup.fresh_sums, out_shardings={name: x.sharding for name, x in setup.shapes.sums.items()})
     everywhere = sharding.replicated(sharding.whole_batch_mesh(setup.mesh))
     copy_to_all = jax.jit(lambda params: params, out_shardings=everywhere)
     kept_positions = make_kept_positions(setup) if evaluate else None
     upcoming = (batches or setup.stacked_batches)(step)
     trace = Trace(workdir.profile, profile_steps)
-    programs: dict[tuple[int, ...], jax.stages.Compiled] = {}  # by batch shape
+    programs: dict[tuple[int, ...], jax.stages.Compiled] = {}  # by drawn budget and batch shape
     terminal.say(f"Training on {describe_devices(setup.mesh)}")
     terminal.say(
       f"{setup.parameters:,} parameters, {plan.length} ({plan.steps_per_epoch:,} steps per epoch), "
@@ -121,12 +121,15 @@ def train(
       if due is Due.STEP:
         trace.at(step, state)
         batch = sharding.place_batch(next(upcoming), setup.mesh, row_axis=1)
+        drawn = setup.draw(step)
         shape = batch["history"].shape
-        if shape not in programs:
+        needed = drawn, *shape
+        if needed not in programs:
           with _paused(clock, state), progress.doing(_compiling(setup, shape, len(programs) + 1), every_line=True):
-            programs[shape] = train_step.lower(state, batch).compile()
+            learned = teacher(batch) if teacher else batch
+            programs[needed] = train_steps[drawn].lower(state, learned).compile()
         with jax.transfer_guard("disallow"):  # nothing may make the host wait for the devices unnoticed
-          state = programs[shape](state, batch)
+          state = programs[needed](state, teacher(batch) if teacher else batch)
         progress.poll(step + plan.steps_per_dispatch)
         step, due = step + plan.steps_per_dispatch, Due.AFTER_STEP
       stop = requests.reason(range(step - plan.steps_per_dispatch + 1, step + 1))
@@ -191,7 +194,8 @@ def _paused(clock: Clock, state: TrainState):
 
 def _compiling(setup: Setup, shape: tuple[int, ...], number: int) -> str:
   """What is said while the program for batches of one shape, the number-th that this run meets, is compiled."""
-  return f"compiling {number} of {len(setup.lengths)}: histories of up to {shape[-2]} items"
+  programs = len(setup.lengths) * len(setup.drawn_graphs)
+  return f"compiling {number} of {programs}: histories of up to {shape[-2]} items"
 
 
 def _not_finite(skipped: Mapping[str, int], allowed: int, step: int, workdir: Workdir) -> str:

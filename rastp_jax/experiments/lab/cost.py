@@ -1,9 +1,11 @@
 """What each row costs: arithmetic of the encoder on real samples, and measured seconds of training in turns."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rastp_jax.batches.batches import what_is_read
@@ -50,11 +52,34 @@ def encoder_flops(
 
 def training_seconds(
   config: Config, histories: Histories, semantic_ids: SemanticIds, rows: Sequence[Row], repeats: int
-) -> Mapping[str, float]:
-  """Seconds of training per sample over those of dense, steps of all rows timed in random turns in one process."""
+) -> dict[str, dict[str, float]]:
+  """Steps of all rows timed in random turns in one process.
+
+  Returns:
+    By row: vs_dense, seconds per sample over dense's (the median over turns of the same turn's ratio), with the ends
+    `low` and `high` of its bootstrap interval over turns; samples_per_second; peak_bytes of a step.
+  """
   mesh = sharding.make_mesh(config.mesh)
   variants = {row.name: row.apply(config) for row in rows}
   speed = TrainingSpeed(variants, histories, semantic_ids, mesh, config.train.batch_size)
   speed.run(repeats)
-  rates = {name: found["samples_per_second"] for name, found in speed.results().items()}
-  return {name: rates[DENSE] / rate for name, rate in rates.items()}
+  results = speed.results()
+  seconds = {name: _epoch_seconds(found) for name, found in results.items()}
+  drawn = np.random.default_rng(0).integers(0, repeats, (1000, repeats))
+  measured = {}
+  for name, found in results.items():
+    ratios = seconds[name] / seconds[DENSE]
+    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
+    measured[name] = {
+      "vs_dense": float(np.median(ratios)),
+      "low": float(low),
+      "high": float(high),
+      "samples_per_second": found["samples_per_second"],
+      "peak_bytes": found["peak_bytes"],
+    }
+  return measured
+
+
+def _epoch_seconds(found: Mapping[str, Any]) -> np.ndarray:
+  """Seconds of an epoch by the timings of each turn: (turns,)."""
+  return np.sum([shape["batches_an_epoch"] * np.asarray(shape["seconds"]) for shape in found["shapes"]], axis=0)

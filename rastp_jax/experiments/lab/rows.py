@@ -12,16 +12,32 @@ from rastp_jax.reduction.methods import REDUCTIONS
 BUDGETS = (1 / 2, 1 / 4)
 DENSE = "dense"
 
-# Arrangements that are more than one method at one budget: name -> settings of the reduction.
+# Arrangements that are more than one method at one budget after block 0: name -> settings of the reduction.
 COMBINED: Mapping[str, Mapping[str, Any]] = {
+  "rastp, 3/4": {"method": "rastp", "keep_ratio": (3 / 4,)},
+  "rastp, 3/4, then 1/2": {"method": "rastp", "after_block": (0, 1), "keep_ratio": (3 / 4, 1 / 2)},
+  "rastp, after block 1, 1/2": {"method": "rastp", "after_block": (1,), "keep_ratio": (1 / 2,)},
+  "rastp, after block 1, 1/4": {"method": "rastp", "after_block": (1,), "keep_ratio": (1 / 4,)},
   "rastp, votes of the newest item, 1/2": {"method": "rastp", "voters": "last_item", "keep_ratio": (1 / 2,)},
   "rastp, votes of the newest item, 1/4": {"method": "rastp", "voters": "last_item", "keep_ratio": (1 / 4,)},
   "rastp, vote of the newest token, 1/4": {"method": "rastp", "voters": "last", "keep_ratio": (1 / 4,)},
+  "rastp_recent, weight 4, 1/2": {"method": "rastp_recent", "keep_ratio": (1 / 2,), "rastp_recent.weight": 4.0},
+  "rastp_recent, weight 4, 1/4": {"method": "rastp_recent", "keep_ratio": (1 / 4,), "rastp_recent.weight": 4.0},
+  "item_sum, then rastp 3/4": {"method": "item_sum+rastp", "after_block": (-1, 0), "keep_ratio": (1.0, 3 / 16)},
   "item_sum, then rastp 1/2": {"method": "item_sum+rastp", "after_block": (-1, 0), "keep_ratio": (1.0, 1 / 8)},
   "item_sum, then recent 1/2": {"method": "item_sum+recent", "after_block": (-1, 0), "keep_ratio": (1.0, 1 / 8)},
   "the last half of the items": {"method": "recent", "after_block": (-1,), "keep_ratio": (1 / 2,)},
   "the last quarter of the items": {"method": "recent", "after_block": (-1,), "keep_ratio": (1 / 4,)},
+  "the coarse half of the codes": {"method": "coarse_first", "after_block": (-1,), "keep_ratio": (1 / 2,)},
+  "divprune, before block 0, 1/2": {"method": "divprune", "after_block": (-1,), "keep_ratio": (1 / 2,)},
+  "divprune, before block 0, 1/4": {"method": "divprune", "after_block": (-1,), "keep_ratio": (1 / 4,)},
+  "foveated, before block 0, 1/2": {"method": "foveated", "after_block": (-1,), "keep_ratio": (1 / 2,)},
+  # How a model is trained: with a budget drawn for each step, and with the dense model's probabilities as targets.
+  "rastp, random budgets, 1/2": {"method": "rastp", "keep_ratio": (1 / 2,), "random_keep_ratios": (1.0, 1 / 2, 1 / 4)},
+  "rastp, taught by dense, 1/2": {"method": "rastp", "keep_ratio": (1 / 2,)},
+  "item_sum, before block 0, taught by dense": {"method": "item_sum", "after_block": (-1,)},
 }
+TAUGHT = tuple(name for name in COMBINED if "taught by dense" in name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +49,14 @@ class Row:
     method: the registered method, or methods joined by +.
     budget: share of the positions that is left in the end; None where the method settles that itself.
     settings: of config.reduction, as they differ from the config's.
+    taught: whether the dense run's probabilities are learned besides the targets.
   """
 
   name: str
   method: str
   budget: float | None
   settings: tuple[tuple[str, Any], ...]
+  taught: bool = False
 
   def apply(self, config: Config) -> Config:
     """The config with this reduction."""
@@ -54,12 +72,22 @@ class Row:
     """A name for its runs' directory."""
     return self.name.replace(", ", "_").replace(" ", "_").replace("/", "_")
 
+  @property
+  def learned(self) -> bool:
+    """Whether it has weights of its own, which a dense model lacks."""
+    return any(REDUCTIONS[part].learned is not None for part in self.method.split("+"))
+
+  @property
+  def untrained(self) -> bool:
+    """Whether a dense model shows what it is worth: nothing is learned for it, or in another way."""
+    return not (self.learned or self.taught or "random_keep_ratios" in dict(self.settings))
+
 
 def all_rows() -> dict[str, Row]:
   """Every row by its name: dense first, then each method at each budget, then the combinations."""
   rows = [_row(DENSE, {"method": "none"})]
   for name, method in REDUCTIONS.items():
-    if name in ("none", "given"):  # "given" needs scores from outside: the screen's oracle
+    if name in ("none", "given"):  # "given" needs scores from outside: the screen's oracles
       continue
     if method.tokens is not None:
       for block in (-1, 0) if method.before_blocks else (0,):
@@ -68,7 +96,7 @@ def all_rows() -> dict[str, Row]:
     else:
       for budget in BUDGETS:
         settings = {"method": name, "after_block": (0,), "keep_ratio": (budget,)}
-        rows.append(_row(f"{name}, {_share(budget)}", settings))
+        rows.append(_row(f"{name}, {share(budget)}", settings))
   rows += [_row(name, {"after_block": (0,), **settings}) for name, settings in COMBINED.items()]
   return {row.name: row for row in rows}
 
@@ -96,8 +124,9 @@ def _row(name: str, settings: Mapping[str, Any]) -> Row:
   full = {**settings, **({"positions": "item"} if counts_items else {})}
   fixed = REDUCTIONS[method.split("+")[-1]].tokens is not None
   budget = None if fixed or method == "none" else full["keep_ratio"][-1]
-  return Row(name, method, budget, tuple(full.items()))
+  return Row(name, method, budget, tuple(full.items()), name in TAUGHT)
 
 
-def _share(budget: float) -> str:
+def share(budget: float) -> str:
+  """A budget for people: 0.25 -> 1/4."""
   return f"1/{round(1 / budget)}"

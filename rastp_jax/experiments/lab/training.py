@@ -12,6 +12,8 @@ from rastp_jax.experiments.paper_table import RunCommand
 from rastp_jax.training.workdir import Workdir
 
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+CONTROL = "recent"
+_DENSE = Row(DENSE, "none", None, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Trainings:
   runs_dir: str
 
   @property
+  def config_name(self) -> str:
+    """The config file with its variants."""
+    return next(flag.partition("=")[2] for flag in self.config_flags if flag.startswith("--config="))
+
+  @property
   def split(self) -> str:
     return "test" if self.stage == "confirm" else "validation"
 
@@ -51,6 +58,7 @@ class Trainings:
         "rastp_jax.train",
         *self.config_flags,
         *row.flags,
+        *([f"--config.train.teacher={self.workdir(_DENSE, seed)}"] if row.taught else []),
         f"--config.train.seed={seed}",
         f"--config.train.length={self.length}",
         "--config.train.patience=0",  # every run sees the same number of samples
@@ -75,7 +83,7 @@ class Trainings:
 def collect(
   trainings: Trainings, rows: Sequence[Row], costs: Mapping[str, float], seconds: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-  """A dict per finished row: metrics, the difference to dense with its interval, Holm's p, and costs.
+  """A dict per finished row: metrics, and the difference to dense with its interval.
 
   Args:
     trainings: which runs.
@@ -87,39 +95,75 @@ def collect(
   dense = next((row for row in finished if row.name == DENSE), None)
   if dense is None:
     return []
-  base = trainings.group(dense)
+  groups = {row.name: trainings.group(row) for row in finished}
+  controls = {row.name: costs[row.name] for row in finished if row.method == CONTROL and row.name in costs}
+  base = groups[DENSE]
   runs = []
   for row in finished:
-    group = trainings.group(row)
+    group = groups[row.name]
     found = paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10"))
-    runs.append(
-      {
-        "name": row.name,
-        "method": row.method,
-        "dataset": trainings.dataset,
-        "stage": trainings.stage,
-        "split": trainings.split,
-        "budget": row.budget,
-        "settings": dict(row.settings),
-        "seeds": list(trainings.seeds),
-        "samples": group.mean("training_samples"),
-        "beams": group.mean("beam_width"),
-        "users": len(group.results[0].ranks),
-        "encoder_flops_vs_dense": costs.get(row.name),
-        **{name: group.mean(name) for name in METRICS},
-        "deviation": {name: group.deviation(name) for name in METRICS},
-        "dense_ndcg@10": base.mean("ndcg@10"),
-        "ndcg@10_difference": found.value,
-        "ndcg@10_difference_low": found.low,
-        "ndcg@10_difference_high": found.high,
-        "p": found.p,
-        "training_seconds_vs_dense": seconds.get(row.name),
-        "commands": [command.text for command in trainings.commands(row)],
+    run = {
+      "name": row.name,
+      "method": row.method,
+      "dataset": trainings.dataset,
+      "config": trainings.config_name,
+      "stage": trainings.stage,
+      "length": trainings.length,
+      "split": trainings.split,
+      "budget": row.budget,
+      "settings": dict(row.settings),
+      "seeds": list(trainings.seeds),
+      "samples": group.mean("training_samples"),
+      "beams": group.mean("beam_width"),
+      "users": len(group.results[0].ranks),
+      "encoder_flops_vs_dense": costs.get(row.name),
+      **{name: group.mean(name) for name in METRICS},
+      "deviation": {name: group.deviation(name) for name in METRICS},
+      "dense_ndcg@10": base.mean("ndcg@10"),
+      "ndcg@10_difference": found.value,
+      "ndcg@10_difference_low": found.low,
+      "ndcg@10_difference_high": found.high,
+      "p": found.p,
+      "training_seconds_vs_dense": seconds.get(row.name),
+      "commands": [command.text for command in trainings.commands(row)],
+    }
+    control = _control(row, costs, controls)
+    if control is not None:
+      beside = paired_bootstrap("ndcg@10", groups[control].user_values("ndcg@10"), group.user_values("ndcg@10"))
+      run |= {
+        "control": control,
+        "control_difference": beside.value,
+        "control_difference_low": beside.low,
+        "control_difference_high": beside.high,
       }
-    )
-  for run, p in zip(runs, holm([run["p"] if run["name"] != DENSE else None for run in runs]), strict=True):
-    run["p_holm"] = p
+    runs.append(run)
   return runs
+
+
+def _control(row: Row, costs: Mapping[str, float], controls: Mapping[str, float]) -> str | None:
+  """The finished row of the newest tokens alone whose encoder costs most nearly the same."""
+  if row.name == DENSE or row.method == CONTROL or row.name not in costs or not controls:
+    return None
+  return min(controls, key=lambda name: abs(controls[name] - costs[row.name]))
+
+
+def merge(stored: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Runs of the file and of now: what was found again takes the place of what was stored, nothing is lost.
+
+  Holm's correction is over all rows that were compared with the same dense run.
+  """
+  runs = {(*comparison(run), run["name"]): dict(run) for run in (*stored, *found)}
+  merged = list(runs.values())
+  for one in dict.fromkeys(comparison(run) for run in merged):
+    mine = [run for run in merged if comparison(run) == one]
+    for run, p in zip(mine, holm([run["p"] if run["name"] != DENSE else None for run in mine]), strict=True):
+      run["p_holm"] = p
+  return sorted(merged, key=lambda run: (comparison(run), -run["ndcg@10"]))
+
+
+def comparison(run: Mapping[str, Any]) -> tuple[str, str, str, int]:
+  """Equal for runs that are compared with each other: dataset, config, stage, samples."""
+  return run["dataset"], run["config"], run["stage"], round(run["samples"])
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
