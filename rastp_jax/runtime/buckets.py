@@ -126,7 +126,7 @@ def move(path: pathlib.Path | epath.Path, target: pathlib.Path | epath.Path) -> 
   """Gives a directory another name, in a file system or in a bucket."""
   if isinstance(path, pathlib.Path):
     path.rename(target)
-  else:  # etils wants the target's parent to exist, which in a bucket it does not before something is in it
+  else:  # etils needs the target's parent to exist, which in a bucket it does not before something is in it
     _files().mv(str(path), str(target), recursive=True)
 
 
