@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ def _backward_kernel(step: "_Step") -> None:
   from jax.experimental import pallas as pl
 
   blocks = step.blocks
-  to_bias: Any = blocks.get("to_bias")
+  to_bias = cast(Any, blocks.get("to_bias"))
   shared = to_bias is not None and to_bias.shape[0] == 1  # one for all rows: added up from step to step
   if shared:
 
