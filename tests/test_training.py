@@ -540,11 +540,11 @@ def test_progress_of_version_0_1_is_read():
 
 def test_overrides_of_a_run_go_by_the_settings_roles():
   names = re.sub(r" \(but not .*?\)", "", config_lib.overridable())  # options of single methods
-  assert names == "data.data_dir, data.bucket_lengths, reduction, eval"
+  assert names == "data.data_dir, data.bucket_lengths, reduction, eval, counts"
   config = runs.override(make_config(), ["pruning.criterion=none", "data.bucket_items=()"])
   assert (config.reduction.method, config.data.bucket_lengths) == ("none", ())
   for text, sentence in (
-    ("train.seed=5", "only data.data_dir, data.bucket_lengths, reduction.*, eval may differ from the run"),
+    ("train.seed=5", "only data.data_dir, data.bucket_lengths, reduction.*, eval, counts may differ from the run"),
     ("beam_width=5", "config.beam_width is not a setting of this program: did you mean config.eval.beam_width"),
   ):
     with pytest.raises(InputError, match=sentence):
