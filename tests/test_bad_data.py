@@ -264,9 +264,9 @@ def test_dictionaries_of_values_are_read(tmp_path):
     ({"num_users": "3"}, "'num_users' is not what this version writes there"),
     ({"num_items": True}, "'num_items' is not what this version writes there"),
     ({"number": 3}, "'number' is not what this version writes there"),
-    ({"num_users": 4}, "3 .*of 4|Error"),
-    ({"num_interactions": 2**61}, "interactions"),
-    ({"num_items": 2}, "its rows are not those|2 rows|3 rows"),
+    ({"num_users": 4}, "its histories are not those"),
+    ({"num_interactions": 2**61}, "its histories are not those"),
+    ({"num_items": 2}, "its histories are not those"),
   ],
 )
 def test_damaged_metadata_of_a_dataset(tmp_path, change, reason):
@@ -295,10 +295,10 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, case, table)
   write(tmp_path / "raw", own())
   writing = prepared._write
 
-  def full(builder, aside):
+  def full(builder, *more):
     if type(builder).__name__ == table:
       raise DISKS[case]
-    return writing(builder, aside)
+    return writing(builder, *more)
 
   with monkeypatch.context() as patch:
     patch.setattr(prepared, "_write", full)
