@@ -346,8 +346,8 @@ def prepare(
     dataset: its name.
     source: of the rows.
     split: which of them are held out.
-    beam_options: of an Apache Beam pipeline whose workers write the histories, the same rows to the same files; they must see
-      data_dir. None: this process writes them.
+    beam_options: of an Apache Beam pipeline whose workers write the histories, the same rows to the same files; they
+      must see data_dir. None: this process writes them.
 
   Raises:
     InputError: the source is damaged, its sizes are not the published ones, the data directory already holds this
