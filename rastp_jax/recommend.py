@@ -49,7 +49,10 @@ _OUTPUT = flags.DEFINE_string(
 )
 _K = flags.DEFINE_integer("k", 10, "Recommendations per user; at most all items.")
 _EXCLUDE_HISTORY = flags.DEFINE_bool(
-  "exclude_history", False, "Never recommend an item of the history; decoding keeps more beams, so that k items remain."
+  "exclude_history",
+  None,
+  "Never recommend an item of the history; decoding keeps more beams, so that k items remain. Default: as the run's "
+  "eval.exclude_history.",
 )
 _SHARDS = flags.DEFINE_integer(
   "shards",

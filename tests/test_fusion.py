@@ -114,8 +114,12 @@ def test_an_answer_mixes_the_model_with_counts(saved):
   assert any(outside)  # counts bring items that no beam holds
 
 
-def test_evaluation_recommendation_and_export_give_the_same_mixture(saved, tmp_path):
+@pytest.mark.parametrize("exclude", [False, True])
+def test_evaluation_recommendation_and_export_give_the_same_mixture(saved, tmp_path, exclude):
   saved, items = saved
+  if exclude:  # with beams for all items, since recommending takes more of them than evaluation
+    settings = dataclasses.replace(saved.config.eval, exclude_history=True, beam_width=50)
+    saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, eval=settings))
   ranks = UserRanks(saved.histories.num_users, saved.histories.num_items)
   found = Evaluator(saved.config, saved.histories, saved.semantic_ids, saved.mesh).evaluate(
     saved.model, "test", ranks=ranks
@@ -133,6 +137,8 @@ def test_evaluation_recommendation_and_export_give_the_same_mixture(saved, tmp_p
   artifact.write(tmp_path / "export", saved, items, None)
   theirs = ExportedModel(tmp_path / "export").recommend(asked[:9], k=10)
   assert [[item["item_id"] for item, _ in answer] for answer in theirs] == listed[:9]
+  seen = [set(history) & set(answer) for history, answer in zip(asked, listed, strict=True)]
+  assert any(seen) != exclude
   np.testing.assert_allclose(
     [[score for _, score in answer] for answer in theirs],
     [[item.score for item in answer] for answer in ours[:9]],

@@ -91,6 +91,7 @@ def write(
       "programs": programs,
       "max_items": config.data.max_items,
       "beam_width": config.eval.beam_width,
+      "exclude_history": config.eval.exclude_history,
       "platforms": PLATFORMS,
       "jax": jax.__version__,
       "step": saved.step,

@@ -103,6 +103,9 @@ class ExportedModel:
   def recommend(self, histories, k=10):
     """The k most probable next items of each history; unknown items are left out. Empty where no item is known.
 
+    Where the export leaves out the items of the history (info["exclude_history"]), so that fewer than k may be left of
+    the beams, fewer come.
+
     Raises:
       ValueError: k is below 1 or above the beams, or a history is not a list of ids.
     """
@@ -116,6 +119,7 @@ class ExportedModel:
       raise ValueError(f"k={k} is more than this export's {self.info['beam_width']} beams: export it with more.")
     answers = [[] for _ in histories]
     known = [[row for row in map(self.row, history) if row is not None] for history in histories]
+    excluded = [set(rows) if self.info["exclude_history"] else set() for rows in known]
     known = [rows[-self.info["max_items"] :] for rows in known]
     shorter = 0
     for items in sorted(self._programs):
@@ -128,8 +132,8 @@ class ExportedModel:
         for index, user in enumerate(batch):
           history[index, : len(known[user])] = known[user]
         for user, rows, scores in zip(batch, *map(np.asarray, self.decode(history)), strict=False):
-          found = [(self.items[row], float(score)) for row, score in zip(rows, scores, strict=True) if row >= 0]
-          answers[user] = found[:k]
+          found = [(row, float(score)) for row, score in zip(rows.tolist(), scores, strict=True) if row >= 0]
+          answers[user] = [(self.items[row], score) for row, score in found if row not in excluded[user]][:k]
     return answers
 
 

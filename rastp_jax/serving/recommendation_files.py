@@ -110,7 +110,7 @@ def recommend_to_file(
   input_path: str | os.PathLike | None = None,
   split: str = "test",
   k: int = 10,
-  exclude_history: bool = False,
+  exclude_history: bool | None = None,
   overrides: Sequence[str] = (),
   shards: int | None = None,
 ) -> FileSummary:
@@ -139,6 +139,8 @@ def recommend_to_file(
   with processes.raise_on_all():
     total = _check(Workdir(workdir), output, input_path, shards)
   saved = runs.load_model(workdir, overrides)
+  if exclude_history is None:
+    exclude_history = saved.config.eval.exclude_history
   on_disk = prepared.open_prepared(saved.config.data.data_dir, saved.config.data.dataset)
   of_split = on_disk.num_users if split == "all" else saved.histories.num_users
   users = of_split if input_path is None else total

@@ -141,7 +141,7 @@ class Recommender:
     histories: Iterable[Sequence[str | int]],
     k: int = DEFAULT_K,
     *,
-    exclude_history: bool = False,
+    exclude_history: bool | None = None,
     beam_width: int | None = None,
   ) -> list[list[Recommendation]]:
     """The k most probable next items of each history, best first.
@@ -152,8 +152,9 @@ class Recommender:
     Args:
       histories: item ids in time order, the most recent one last; an id is the dataset's `item_id` or else its ASIN.
       k: recommendations per history; where it is more than the items of the catalogue, all of them.
-      exclude_history: leave out the items of the history. Exact: decoding keeps at least k plus the history's number of
-        distinct items as beams, so that k remain; it takes longer.
+      exclude_history: leave out the items of the history; the run's `eval.exclude_history` if not given. Exact:
+        decoding keeps at least k plus the history's number of distinct items as beams, so that k remain; it takes
+        longer.
       beam_width: beams per user, the run's `eval.beam_width` if not given. Where more are needed, it is doubled, so
         that few programs are compiled; there are never more beams than items. More beams find better items and take
         longer.
@@ -172,7 +173,7 @@ class Recommender:
       )
     return [answer.recommendations for answer in answers]
 
-  def warm_up(self, k: int = DEFAULT_K, *, exclude_history: bool = False, beam_width: int | None = None) -> None:
+  def warm_up(self, k: int = DEFAULT_K, *, exclude_history: bool | None = None, beam_width: int | None = None) -> None:
     """Compiles what `recommend` with these arguments needs, so that the first users do not wait for it.
 
     It takes seconds to a minute per length of `data.bucket_lengths`, once per process. `exclude_history` may still
@@ -190,7 +191,7 @@ class Recommender:
     histories: Iterable[Sequence[str | int]],
     k: int = DEFAULT_K,
     *,
-    exclude_history: bool = False,
+    exclude_history: bool | None = None,
     beam_width: int | None = None,
   ) -> Iterator[UserRecommendations]:
     """`recommend` for any number of users in constant memory: takes histories as needed, yields answers in their order.
@@ -198,11 +199,12 @@ class Recommender:
     Args and errors are those of `recommend`; there are no warnings, since each answer holds its unknown items.
     """
     beam_width = self._config.eval.beam_width if beam_width is None else beam_width
+    excluding = self._config.eval.exclude_history if exclude_history is None else exclude_history
     for name, value in (("k", k), ("beam_width", beam_width)):
       if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}={value!r} cannot be used: give a whole number of at least 1.")
     k = min(k, len(self.items))
-    return self._answers(self._query(history, k, beam_width, exclude_history) for history in histories)
+    return self._answers(self._query(history, k, beam_width, excluding) for history in histories)
 
   def _answers(self, queries: Iterable[_Query]) -> Iterator[UserRecommendations]:
     queue = _Queue(self._decode, self._answer, self._batch_size)
