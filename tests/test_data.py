@@ -183,7 +183,7 @@ def test_an_interrupted_write_leaves_nothing_and_can_be_repeated(tmp_path, monke
   source = SequencesDirectory(write_raw(tmp_path / "raw"))
 
   def stopped(*_):
-    yield {"user_id": "alice", "items": np.arange(4, dtype=np.int32)}
+    yield 0, {"user_id": "alice", "items": np.arange(4, dtype=np.int32)}
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
@@ -200,7 +200,7 @@ from rastp_jax.data import prepared as prepared_lib
 from rastp_jax.data.sources import sequences
 
 def killed(*_):
-  yield {"user_id": "alice", "items": [0, 1, 2, 3]}
+  yield 0, {"user_id": "alice", "items": [0, 1, 2, 3]}
   os.kill(os.getpid(), signal.SIGKILL)
 
 prepared_lib._history_rows = killed

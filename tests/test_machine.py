@@ -44,6 +44,7 @@ def missing_file():
 def test_faults_of_the_machine_are_sentences(fault, sentence, monkeypatch, capsys):
   monkeypatch.setattr(cli.app, "run", lambda guarded, flags_parser: guarded(flags_parser(["command"])))
   monkeypatch.setattr(cli, "_one_device_per_core", lambda: None)  # the tests' devices are there already
+  monkeypatch.setattr(cli.processes, "join", lambda *_: None)  # too late for that in a process that has devices
   with pytest.raises(SystemExit) as ended:
     cli.run(fault)
   printed = capsys.readouterr().err

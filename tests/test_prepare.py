@@ -152,7 +152,7 @@ def test_unusable_embeddings_leave_no_codes(config, raw):
   np.save(raw / "embeddings.npy", np.zeros((8, 4)))
   with pytest.raises(InputError, match="only zeros in row 0"):
     prepare(config, str(raw))
-  assert not list(pathlib.Path(config.data.data_dir).rglob("*.npz"))
+  assert not list((pathlib.Path(config.data.data_dir) / "semantic_ids").rglob("*.npz"))
 
 
 def test_own_codes_instead_of_learned_ones(config, tmp_path):

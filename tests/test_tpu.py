@@ -10,8 +10,7 @@ from flax import nnx
 
 from rastp_jax.config import Config, DataConfig, EvalConfig, MeshConfig, ModelConfig, ReductionConfig
 from rastp_jax.errors import InputError
-from rastp_jax.experiments import tpu_plan
-from rastp_jax.experiments.tpu import program_text, topology
+from rastp_jax.experiments.tpu import plan, program_text, topology
 from rastp_jax.model.factory import make_model
 from rastp_jax.model.layers import dropped
 from rastp_jax.runtime import attention_kernel, sharding, target
@@ -225,7 +224,7 @@ def test_a_step_for_four_chips(method):
     config, data=DataConfig(max_items=6, bucket_lengths=(6,)), eval=EvalConfig(batch_size=32)
   )
   devices, catalogues = topology.devices("v5e:2x2"), [500] if method == "rastp" else []
-  found = tpu_plan.plan(config, devices, rows_per_chip=64, catalogues=catalogues)
+  found = plan.plan(config, devices, rows_per_chip=64, catalogues=catalogues)
   step = found["train, 6 items"]
   state = nnx.state(make_model(config, (256, 256, 256, 17), rngs=nnx.Rngs(0)))
   gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(state))
