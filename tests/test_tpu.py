@@ -17,7 +17,7 @@ from rastp_jax.runtime import attention_kernel, sharding, target
 
 HEADS, BATCH = 2, 4
 WIDTHS = (16, 16, 16, 5)
-MOST_ACCESSED = 1.5e8  # bytes of a small step on a chip
+MOST_ACCESSED = {"none": 0.8e8, "rastp": 1.3e8}  # bytes of a small step on a chip; 0.67 and 1.12 were seen
 # the compiler's text for a chip: padding of tiles, what lies on the chip, parts of arrays, branches, loops
 TEXT = """HloModule jit_step
 
@@ -229,9 +229,9 @@ def test_a_step_for_four_chips(method):
   state = nnx.state(make_model(config, (256, 256, 256, 17), rngs=nnx.Rngs(0)))
   gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(state))
   assert set(step["collectives"]) == {"all-reduce"}
-  assert step["collectives"]["all-reduce"]["bytes"] < 3 * gradients  # a small model's tables: once for each use
+  assert step["collectives"]["all-reduce"]["bytes"] < 1.2 * gradients
   assert step["host_transfers"] == 0
-  assert step["bytes_accessed"] < MOST_ACCESSED
+  assert step["bytes_accessed"] < MOST_ACCESSED[method]
   kernels = " ".join(step["without_estimate"])
   assert "forward_kernel" in kernels and "backward_kernel" in kernels
   assert ("received_kernel" in kernels) == (method == "rastp")

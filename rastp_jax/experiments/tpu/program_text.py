@@ -69,7 +69,7 @@ class Traffic:
   Attributes:
     hbm_bytes: read from and written to main memory, tiles padded.
     by_source: the same by line of our source, largest first.
-    collectives: by kind, their number and the bytes that each chip gives to them.
+    collectives: by kind, their number and the bytes that each chip gives to them, without the padding of tiles.
     host_transfers: instructions that talk to the host.
     cycles: of its kernels, one after the other, as the compiler estimates them.
     without_estimate: kernels that it gives no estimate of, by what they are.
@@ -100,9 +100,8 @@ def read_traffic(text: str) -> Traffic:
     kind = instruction.operation.removesuffix("-start")
     if kind in _COLLECTIVES:
       collectives[kind]["number"] += times
-      collectives[kind]["bytes"] += times * sum(
-        _size(types.get(name, ""), everywhere=True) for name in instruction.operands
-      )
+      arrays = (array for name in instruction.operands for array in _arrays(types.get(name, "")))
+      collectives[kind]["bytes"] += times * sum(array.values for array in arrays)
   return Traffic(
     hbm_bytes=sum(by_source.values()),
     by_source=dict(sorted(by_source.items(), key=lambda found: -found[1])),
