@@ -313,9 +313,10 @@ def screen() -> str:
 
 
 def tpu_traffic() -> str:
-  """What a training step moves on a TPU chip, by what was changed."""
+  """What a training step moves on a TPU chip, before its forms followed the platform and now."""
   rows = [["", "", "accessed", "HBM", "temporary", "arithmetic", "memory", "kernels"]]
-  for name, programs in read("tpu_traffic")["changes"].items():
+  now = {model: read(f"tpu_plan_v5e_2x2_{model}")["programs"]["train, 29 items"] for model in ("dense", "rastp")}
+  for name, programs in {**read("tpu_traffic")["changes"], "now": now}.items():
     for model, step in programs.items():
       sizes = [f"{step[key] / 1e9:.2f} GB" for key in ("bytes_accessed", "hbm_bytes", "temporary_bytes")]
       times = [f"{1e3 * step['seconds'][key]:.1f} ms" for key in ("arithmetic", "memory", "kernels")]
