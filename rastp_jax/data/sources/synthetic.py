@@ -10,16 +10,12 @@ guess among 4 groups, 20 items, and reaches half of that; popularity says nothin
 so that a reduction that keeps recent ones loses nothing here; in `synthetic_long.py` old items matter.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from rastp_jax.data.items import Item
-from rastp_jax.data.sources.raw_files import flatten
-from rastp_jax.data.sources.source import RawData
+from rastp_jax.data.sources.generated import Generated
 
 CLUSTERS = ("Lipstick", "Perfume", "Shampoo", "Mascara", "Soap", "Lotion", "Brush", "Nail Polish", "Powder", "Serum")
 CLUSTERS += ("Toner", "Sunscreen")
@@ -32,17 +28,15 @@ EMBEDDING_DIMS = 32
 MAX_LENGTH = 29
 
 
-class SyntheticSource:
+class SyntheticSource(Generated):
   """The generated users, items and embeddings; everything follows from the seed.
 
   Attributes:
     where: what messages call this source.
-    settings: none.
     num_items: of the catalogue.
   """
 
   where = "the synthetic generator"
-  settings: Mapping[str, Any] = {}
   num_items = NUM_ITEMS
 
   def __init__(self, seed: int = 0, num_users: int = 2000):
@@ -53,19 +47,6 @@ class SyntheticSource:
     circle, ring = rng.permutation(len(CLUSTERS)), rng.permutation(len(GROUPS))
     self._next_cluster, self._next_group = np.empty_like(circle), np.empty_like(ring)
     self._next_cluster[circle], self._next_group[ring] = np.roll(circle, -1), np.roll(ring, -1)
-
-  def fingerprint(self) -> str:
-    """sha256 over all generated values: it changes when the generator does."""
-    digest = hashlib.sha256(self.embeddings(NUM_ITEMS).tobytes())
-    for user, items in self.users():
-      digest.update(f"{user} {' '.join(map(str, items))}\n".encode())
-    for item in self.items():
-      digest.update(f"{item}\n".encode())
-    return digest.hexdigest()
-
-  def read(self) -> RawData:
-    user_ids, histories = zip(*self.users(), strict=True)
-    return RawData(pa.array(user_ids, pa.large_string()), *flatten(histories), self.items(), NUM_ITEMS)
 
   def items(self) -> Iterator[Item]:
     for row in range(NUM_ITEMS):

@@ -10,16 +10,12 @@ rounds before that. `probabilities` is the best possible prediction: its recall@
 0.58 with the last 50, 0.49 with the last 25 and 0.16 with the last one, which tells the kind and leaves the brand open.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from rastp_jax.data.items import Item
-from rastp_jax.data.sources.raw_files import flatten
-from rastp_jax.data.sources.source import RawData
+from rastp_jax.data.sources.generated import Generated
 
 KINDS = ("Lipstick", "Perfume", "Shampoo", "Soap", "Mascara", "Nail Polish", "Lotion", "Brush", "Powder", "Serum")
 KINDS += ("Toner", "Sunscreen")
@@ -32,17 +28,15 @@ EMBEDDING_DIMS = 32
 SHORTEST, MEAN, LONGEST = 50, 102, 200  # items of a history; the mean is that before the longest are cut, 100 after it
 
 
-class SyntheticLongSource:
+class SyntheticLongSource(Generated):
   """The generated users, items and embeddings; everything follows from the seed.
 
   Attributes:
     where: what messages call this source.
-    settings: none.
     num_items: of the catalogue.
   """
 
   where = "the generator of long histories"
-  settings: Mapping[str, Any] = {}
   num_items = NUM_ITEMS
 
   def __init__(self, seed: int = 0, num_users: int = 1000):
@@ -51,19 +45,6 @@ class SyntheticLongSource:
     circle = np.random.default_rng([seed, 0]).permutation(len(KINDS))
     self._next_kind = np.empty_like(circle)
     self._next_kind[circle] = np.roll(circle, -1)
-
-  def fingerprint(self) -> str:
-    """sha256 over all generated values: it changes when the generator does."""
-    digest = hashlib.sha256(self.embeddings(NUM_ITEMS).tobytes())
-    for user, items in self.users():
-      digest.update(f"{user} {' '.join(map(str, items))}\n".encode())
-    for item in self.items():
-      digest.update(f"{item}\n".encode())
-    return digest.hexdigest()
-
-  def read(self) -> RawData:
-    user_ids, histories = zip(*self.users(), strict=True)
-    return RawData(pa.array(user_ids, pa.large_string()), *flatten(histories), self.items(), NUM_ITEMS)
 
   def items(self) -> Iterator[Item]:
     for row in range(NUM_ITEMS):
