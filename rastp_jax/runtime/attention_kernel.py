@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,13 +133,13 @@ def _backward_kernel(step: "_Step") -> None:
   from jax.experimental import pallas as pl
 
   blocks = step.blocks
-  to_bias = cast(Any, blocks.get("to_bias"))
-  shared = to_bias is not None and to_bias.shape[0] == 1  # one for all rows: added up from step to step
+  biased = "to_bias" in blocks
+  shared = biased and blocks["to_bias"].shape[0] == 1  # one for all rows: added up from step to step
   if shared:
 
     @pl.when(step.number == 0)
     def _():
-      to_bias[...] = jnp.zeros(to_bias.shape, to_bias.dtype)
+      blocks["to_bias"][...] = jnp.zeros(blocks["to_bias"].shape, blocks["to_bias"].dtype)
 
   def one(row, head, lanes):
     queries, keys, values, change = (blocks[name][row, :, lanes] for name in ("queries", "keys", "values", "change"))
@@ -149,9 +149,9 @@ def _backward_kernel(step: "_Step") -> None:
     mean = jnp.sum(to_probabilities * probabilities, axis=-1, keepdims=True)
     to_logits = jnp.where(blocks["mask"][row] > 0, probabilities * (to_probabilities - mean), 0.0)
     if shared:
-      to_bias[0, head] += to_logits
-    elif to_bias is not None:
-      to_bias[row, head] = to_logits
+      blocks["to_bias"][0, head] += to_logits
+    elif biased:
+      blocks["to_bias"][row, head] = to_logits
     to_logits, dtype = to_logits.astype(queries.dtype), queries.dtype
     blocks["to_queries"][row, :, lanes] = _dot(to_logits, keys, 1, 0).astype(dtype)
     blocks["to_keys"][row, :, lanes] = _dot(to_logits, queries, 0, 0).astype(dtype)

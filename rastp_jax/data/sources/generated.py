@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,9 @@ class Generated:
     num_items: of the catalogue.
   """
 
-  where: ClassVar[str]
-  settings: ClassVar[Mapping[str, Any]] = {}
-  num_items: ClassVar[int]
+  where: str
+  settings: Mapping[str, Any] = {}
+  num_items: int
 
   def users(self) -> Iterator[tuple[str, list[int]]]:
     """Yields (user id, item rows from 0 in time order)."""
