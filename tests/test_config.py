@@ -9,10 +9,13 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, Duration, May
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import cli
 from rastp_jax.training import runs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -230,6 +233,17 @@ def test_flags_with_former_names_are_translated_and_told():
   with pytest.raises(InputError, match="config.eval.kss is not a setting of this program"):
     config_lib.translate_arguments(["--config.eval.kss=5"], told.append)
   assert config_lib.translate_arguments(["--", "--config.x=1"], told.append) == ["--", "--config.x=1"]
+
+
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
+def test_flags_with_former_names_reach_the_config(monkeypatch):
+  """ml_collections reads the command line by itself."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values)
+  monkeypatch.setattr(cli.flags, "FLAGS", values)
+  monkeypatch.setattr(sys, "argv", ["prepare"])
+  cli._parse(["prepare", "--config=tiny", "--config.data.core=2", "--config.semantic_ids.width=16"])
+  assert values.config.data.k_core == 2 and values.config.semantic_ids.codebook_size == 16
 
 
 # --- Declared once -------------------------------------------------------------------------------------------------

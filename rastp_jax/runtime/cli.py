@@ -158,7 +158,9 @@ def _one_device_per_core() -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
-    return flags.FLAGS([argv[0], *config_lib.translate_arguments(_find_config_files(argv[1:]), _note)])
+    # ml_collections looks for settings in sys.argv, whatever it is given.
+    sys.argv = [argv[0], *config_lib.translate_arguments(_find_config_files(argv[1:]), _note)]
+    return flags.FLAGS(sys.argv)
   except InputError as error:
     _fail(str(error))
   except flags.IllegalFlagValueError as error:
