@@ -249,6 +249,17 @@ def test_damaged_checkpoints_are_found(tmp_path, reference, damage):
   assert logged(tmp_path) == logged(reference)
 
 
+def test_settings_of_another_size_are_told_without_a_traceback(tmp_path, reference, capfd):
+  shutil.copytree(reference, tmp_path / "run")
+  path = tmp_path / "run" / "config.json"
+  values = json.loads(path.read_text())
+  values["model"]["d_model"] *= 2
+  path.write_text(json.dumps(values))
+  with pytest.raises(InputError, match=r"of step 12, cannot be read .*has the shape .* by the settings of config.json"):
+    saved_params(tmp_path / "run")
+  assert "Traceback" not in capfd.readouterr().err
+
+
 def edit_progress(workdir, step, *, checksum=True, **changes):
   """Changes values in a checkpoint's progress; without checksum as versions before 0.2 wrote it."""
   path = workdir / "checkpoints" / str(step) / "progress" / "metadata"

@@ -145,6 +145,7 @@ class Checkpoints:
       try:
         if isinstance(found, Exception):
           raise found
+        self._check_shapes(step, target["params"])
         items = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
         arrays = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
         checksums.verify(arrays, found.checksums)
@@ -180,6 +181,7 @@ class Checkpoints:
     # Training saves float32 parameters; checksums are of these.
     saved = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), target)
     try:
+      self._check_shapes(step, saved)
       params = self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(saved)))["params"]
       found = self._read_metadata(step)
       if isinstance(found, Exception):
@@ -191,6 +193,25 @@ class Checkpoints:
         "back a copy of it, or train again."
       ) from error
     return jax.tree.map(lambda value, like: value.astype(like.dtype), params, target)
+
+  def _check_shapes(self, step: int, target: Any) -> None:
+    """Raises ValueError unless the parameters of a checkpoint have the shapes of the target.
+
+    Orbax finds that too, but prints a traceback per array before.
+    """
+    stored = self._manager.item_metadata(step)["params"]
+    if stored is None:  # damaged, which reading it tells
+      return
+    shapes, expected = (
+      {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+      for leaves in map(jax.tree_util.tree_leaves_with_path, (stored.tree, target))
+    )
+    different = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+    if different:
+      name = different[0]
+      raise ValueError(
+        f"{name} has the shape {shapes.get(name)}, but {expected.get(name)} by the settings of config.json"
+      )
 
   def save(self, step: int, tree: Mapping[str, Any], progress: SavedProgress) -> None:
     """Starts writing a checkpoint; returns once the arrays are copied, while files are still being written.
