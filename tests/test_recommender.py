@@ -16,6 +16,7 @@ from rastp_jax.config import EvalConfig
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.serving import recommendation_files, recommender
+from rastp_jax.serving.exported_model import ExportedModel
 from rastp_jax.serving.recommender import Recommendation, Recommender, UserRecommendations
 from rastp_jax.training import workdir
 from tests.helpers.commands import command
@@ -30,6 +31,13 @@ def saved():
 @pytest.fixture(scope="module")
 def ours(saved):
   return Recommender(saved, make_saved()[1])
+
+
+@pytest.fixture
+def exported_row(ours):
+  model = object.__new__(ExportedModel)
+  model._rows = {item.item_id: row for row, item in enumerate(ours.items)}
+  return model.row
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,13 @@ def test_unknown_items_are_skipped_and_counted(ours):
   assert isinstance(best, Recommendation) and best.title == f"Title {int(best.item_id) - 1}"
   scores = [item.score for item in answers[0]]
   assert scores == sorted(scores, reverse=True) and scores[0] < 0
+
+
+def test_ids_may_be_written_otherwise_than_when_they_were_prepared(ours, exported_row):
+  histories = [["1", "3"], [" 1", "3.0"], [1.0, 3]]
+  answers = list(ours.stream(histories, k=3))
+  assert answers[0] == answers[1] == answers[2] and answers[0].recommendations and not answers[0].unknown_items
+  assert [exported_row(item) for item in (" 1", "3.0", 3.0, 3, "03", "nix")] == [0, 2, 2, 2, None, None]
 
 
 def test_a_stream_keeps_the_order_and_few_users_wait(ours, lines, monkeypatch):
@@ -208,7 +223,7 @@ def answer_all(histories):
 def test_files_are_read_and_written_plain_and_compressed(tmp_path):
   lines = [{"user": "ü", "history": ["1", "?"]}, {"user": 5, "history": []}]
   text = "".join(json.dumps(line) + "\n" for line in lines)
-  (tmp_path / "in.jsonl").write_text(text)
+  (tmp_path / "in.jsonl").write_text(f"\ufeff{text}\n \n")  # with a byte order mark and blank lines
   with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
     file.write(text)
   for source, target, opener in (("in.jsonl", "out.jsonl.gz", gzip.open), ("in.jsonl.gz", "out.jsonl", open)):
@@ -229,6 +244,8 @@ def test_files_are_read_and_written_plain_and_compressed(tmp_path):
   ("content", "sentence"),
   [
     (b"", "is empty"),
+    (b" \n\n", "is empty"),
+    (b'\n{"user": 1}\n', "line 2 lacks a user or a history"),
     (b'{"user": 1, "history": []}\n{"user": 1,', "line 2 is not JSON"),
     (b'{"user": 1}\n', "line 1 lacks a user or a history"),
     (b'{"history": []}\n', "line 1 lacks a user or a history"),

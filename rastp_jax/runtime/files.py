@@ -226,14 +226,14 @@ def write_json(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-  """JSON as the standard has it, and no more.
+  """JSON as the standard has it, and no more; in bytes, a byte order mark may go before it.
 
   Raises:
     ValueError: it is not JSON, has NaN or an infinite number, one name twice in an object, or is nested too deep; the
       reason is one line.
   """
   try:
-    text = text.decode() if isinstance(text, bytes) else text
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     value = _DECODER.decode(text)
   except RecursionError:
     raise ValueError("it is nested too deep") from None

@@ -22,6 +22,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -90,7 +91,8 @@ class ExportedModel:
 
   def row(self, item):
     """The row of an item id or ASIN in the catalogue, None if it is not there."""
-    return self._rows.get(str(item))
+    name = str(item).strip()
+    return self._rows.get(name, self._rows.get(re.sub(r"^(-?\d+)\.0+$", r"\1", name)))  # 242.0 is 242
 
   def decode(self, history):
     """Answers to (users, items) int32 rows of the catalogue, padded with -1; items is a key of info["programs"].

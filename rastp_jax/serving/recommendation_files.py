@@ -35,7 +35,7 @@ from rastp_jax.data.items import Item
 from rastp_jax.data.prepared import Prepared
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import files, processes
-from rastp_jax.serving.recommender import Recommendation, Recommender, UserRecommendations
+from rastp_jax.serving.recommender import Recommendation, Recommender, UserRecommendations, is_id
 from rastp_jax.training import runs
 from rastp_jax.training.workdir import Workdir
 
@@ -249,22 +249,25 @@ def read_histories(path: str | os.PathLike) -> Iterator[Line]:
       missing, torn or empty.
   """
   path = files.check_path(path)
-  number = 0
+  number, found = 0, False
   try:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
       while line := file.readline(MAX_LINE_BYTES + 1):
         where = f"{path}, line {number + 1}"
         if len(line) > MAX_LINE_BYTES:
           raise InputError(f"{where} is longer than {MAX_LINE_BYTES:,} bytes: give one user per line, and fewer items.")
-        yield _parse(line.decode(), where)
+        text = line.decode() if number else line.decode("utf-8-sig")
         number += 1
+        if text.strip():
+          found = True
+          yield _parse(text, where)
   except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
     where, reason = f" after line {number}" if number else "", getattr(error, "strerror", None) or error
     raise InputError(
       f"{path} cannot be read{where} ({reason}): expected JSON lines, plain, or compressed under a name that ends with "
       ".gz."
     ) from error
-  if not number:
+  if not found:
     raise InputError(f'{path} is empty: expected lines like {{"user": "A1", "history": ["B004756YJA"]}}.')
 
 
@@ -390,8 +393,6 @@ def _parse(line: str, where: str) -> Line:
   if not isinstance(value, dict) or not {"user", "history"} <= set(value):
     raise InputError(f'{where} lacks a user or a history: expected {{"user": "A1", "history": ["B004756YJA"]}}.')
   history = value["history"]
-  if not isinstance(history, list) or not all(
-    isinstance(item, str | int) and not isinstance(item, bool) for item in history
-  ):
+  if not isinstance(history, list) or not all(map(is_id, history)):
     raise InputError(f"{where} has a history that is not a list of item ids: expected the most recent one last.")
   return value["user"], history

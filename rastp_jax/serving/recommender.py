@@ -24,6 +24,7 @@ from flax import nnx
 
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.data.items import Item
+from rastp_jax.data.sources.ids import cleaned
 from rastp_jax.errors import InputError
 from rastp_jax.generation.decode import item_tables, make_decode
 from rastp_jax.generation.mixture import Answers
@@ -223,7 +224,8 @@ class Recommender:
       raise InputError(
         f"{_shown(history)} is not a history: expected a list of item ids, the most recent one last."
       ) from error
-    rows = np.asarray([self._rows[item] for item in ids if item in self._rows], np.int32)
+    known = [self._row(item) for item in ids]
+    rows = np.asarray([row for row in known if row is not None], np.int32)
     max_items = self._config.data.max_items
     items = self._lengths[np.searchsorted(self._lengths, min(len(rows), max_items))]
     excluded = frozenset(rows.tolist()) if exclude_history else frozenset()
@@ -234,8 +236,12 @@ class Recommender:
     while width < needed:
       width *= 2
     width = min(width, len(self.items))
-    unknown = tuple(item for item in ids if item not in self._rows)
+    unknown = tuple(item for item, row in zip(ids, known, strict=True) if row is None)
     return _Query(rows[-max_items:], unknown, (items, width), excluded, k)
+
+  def _row(self, item: str) -> int | None:
+    row = self._rows.get(item)
+    return self._rows.get(cleaned(item)) if row is None else row  # written otherwise than when it was prepared
 
   def _decode(self, batch: Sequence[_Query]) -> Answers:
     """Starts decoding queries of one shape."""
@@ -264,9 +270,15 @@ class Recommender:
       query.answer = UserRecommendations(best, query.unknown_items)
 
 
-def _id(item: str | int) -> str:
+def is_id(item: Any) -> bool:
+  """Whether a value may name an item: text or a whole number, which pandas writes as 242.0 where others are missing."""
+  whole = isinstance(item, float) and item.is_integer()
+  return isinstance(item, str | int) and not isinstance(item, bool) or whole
+
+
+def _id(item: Any) -> str:
   """An item id as text. Raises TypeError or ValueError if it is none."""
-  if not isinstance(item, str | int) or isinstance(item, bool):
+  if not is_id(item):
     raise TypeError
   return str(item)  # ValueError: a number of thousands of digits
 
