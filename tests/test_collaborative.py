@@ -41,6 +41,12 @@ def test_users_without_any_item_to_look_at_are_passed_over():
   assert np.isfinite(vectors).all() and vectors[:12].any(axis=1).all()
 
 
+def test_items_that_all_users_take_alike_raise_no_warning(recwarn):
+  items = np.tile(np.arange(3), 4)
+  vectors = collaborative.cooccurrence_vectors(items, np.arange(0, 12, 3), np.arange(3, 15, 3), 3, dims=2, seed=0)
+  assert np.isfinite(vectors).all() and not recwarn.list
+
+
 def test_the_weight_shares_the_inner_product():
   rng = np.random.default_rng(0)
   content = rng.normal(size=(5, 7)) * 3

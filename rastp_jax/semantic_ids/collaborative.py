@@ -44,7 +44,8 @@ def cooccurrence_vectors(
   positive = value > 0
   matrix = scipy.sparse.coo_matrix((value[positive], (row[positive], column[positive])), shape=counts.shape).tocsr()
   svd = TruncatedSVD(min(dims, num_items - 1), random_state=seed)
-  vectors = svd.fit_transform(matrix) / np.sqrt(np.maximum(svd.singular_values_, 1e-12))  # symmetric: U sqrt(S)
+  with np.errstate(invalid="ignore"):  # of the share of a variance of zero, which nobody reads
+    vectors = svd.fit_transform(matrix) / np.sqrt(np.maximum(svd.singular_values_, 1e-12))  # symmetric: U sqrt(S)
   return _unit(vectors).astype(np.float32)
 
 

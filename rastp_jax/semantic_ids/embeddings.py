@@ -128,7 +128,8 @@ def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> np.ndarray:
       "items file, or embeddings (config.semantic_ids.embeddings)."
     ) from error
   dims = min(dims, min(weights.shape) - 1)
-  vectors = TruncatedSVD(max(dims, 1), random_state=seed).fit_transform(weights)
+  with np.errstate(invalid="ignore"):  # of the share of a variance of zero, which nobody reads
+    vectors = TruncatedSVD(max(dims, 1), random_state=seed).fit_transform(weights)
   lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
   vectors = np.where(lengths > 1e-6, vectors, vectors.mean(0))
   return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
