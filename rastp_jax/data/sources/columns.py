@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from rastp_jax.config import DataConfig
+from rastp_jax.data.sources.csv_files import SEPARATORS
 from rastp_jax.data.sources.tables import Table
 from rastp_jax.errors import InputError
 
@@ -75,8 +76,17 @@ def interaction_columns(table: Table, config: DataConfig) -> Columns:
     roles.remove("time_column")
     notes.append(f"no column holds times: the items in {config.item_column!r} are taken in the order of their list")
   found = _all(table, config, roles, "data.columns")
+  for role, name in found.items():
+    other = next(one for one, same in found.items() if same == name)
+    if role != other:
+      raise InputError(
+        f"{table.path}: column {name!r} is taken as {other.split('_')[0]} and as {role.split('_')[0]}: set "
+        f"config.data.{other} and config.data.{role} to two columns."
+      )
   notes += [
-    f"column {name!r} is taken as {role.split('_')[0]}" for role, name in found.items() if _guessed(config, role, name)
+    f"column {name!r} is taken as {role.split('_')[0]}{_rather_than(table, role, name)}"
+    for role, name in found.items()
+    if _guessed(config, role, name)
   ]
   item = found["item_column"]
   return Columns(found["user_column"], item, found.get("time_column", ""), item in table.lists, tuple(notes))
@@ -114,7 +124,7 @@ def _all(table: Table, config: DataConfig, roles: Sequence[str], headers: str) -
   if len(table.columns) == 1 and table.separator:
     hint += (
       ", or, if this is one line of several columns, config.data.separator to what separates them (it was read as "
-      "separated by commas)"
+      f"separated by {SEPARATORS.get(table.separator, repr(table.separator))})"
     )
   shown = ", ".join(name if name == name.strip() else repr(name) for name in table.columns)
   what = "column" if len(missing) == 1 else "columns"
@@ -132,6 +142,13 @@ def _find(header: Sequence[str], config: DataConfig, role: str) -> str | None:
 
 def _plain(name: str) -> str:
   return re.sub(r"[\s_.-]", "", name).lower()
+
+
+def _rather_than(table: Table, role: str, name: str) -> str:
+  """Names the columns that could have been taken as well."""
+  known = [_plain(other) for other in _KNOWN_AS[role]]
+  others = [other for other in table.columns if other != name and _plain(other) in known]
+  return f", not {' or '.join(map(repr, others))}" if others else ""
 
 
 def _guessed(config: DataConfig, role: str, name: str) -> bool:

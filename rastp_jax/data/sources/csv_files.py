@@ -26,8 +26,9 @@ SEPARATORS = {
   " ": "blanks",
 }
 _NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
-_STAND_IN = "\x1f"  # Arrow takes separators of one character
-_TYPED = re.compile(r"(.+):(token|float|token_seq|float_seq)")  # RecBole's headers
+_STAND_IN = b"\x1f"  # Arrow takes separators of one ASCII character
+_TYPED = re.compile(r"^(.+):(token|float|token_seq|float_seq)$")  # RecBole's headers
+_EXCEL = re.compile(r'"?sep=.{1,2}"?\s*')  # a first line for Excel alone
 _NUMBER = re.compile(r"-?\d+(\.\d+)?|\d{4}-\d\d-\d\d.*")
 
 
@@ -73,16 +74,15 @@ class CsvFile:
       raise InputError(f"{path} is empty: expected rows with named columns; write the file again.")
     self.separator = _NAMED.get(separator, separator) or _recognise(lines, len(names), fits)
     rows = _split(lines, self.separator)
-    if rows is not None and '\\"' in text and len({len(row) for row in rows}) > 1:
-      rows = _split(lines, self.separator, escape="\\") or rows
+    if rows is not None and '\\"' in text:
+      rows = max((rows, _split(lines, self.separator, escape="\\") or rows), key=_alike)
     if rows is None:
       raise InputError(f"{path} is not a CSV file: write it again in that form.")
-    header = [_clean(name) for name in rows[0]]
-    typed = [_TYPED.fullmatch(name) for name in header]
-    if all(typed):
-      header = [match[1] for match in typed if match]
+    header = _names(rows[0])
     self._skip = not names or header == list(names)
     self.first_line = lines[0].strip("\r")
+    if _EXCEL.fullmatch(self.first_line):
+      raise InputError(f"{path} begins with {self.first_line!r}, which only Excel understands: remove this line.")
     if not names and len(rows) > 1 and all(len(row) == len(header) + 1 for row in rows[1:]):
       raise InputError(
         f"{path} has {len(header)} column names, but {len(header) + 1} values in each row, as where row names are "
@@ -94,6 +94,11 @@ class CsvFile:
           f"{path} has {len(header)} columns in its first line, {self.first_line[:80]!r}, separated by "
           f"{SEPARATORS.get(self.separator, repr(self.separator))}, but config.data.columns names {len(names)}: name "
           "each column, in order."
+        )
+      if not self._skip and fits(header) > 1:
+        raise InputError(
+          f"{path} has the column names {', '.join(header)} in its first line, but config.data.columns gives others: "
+          "leave config.data.columns out, or give it these names."
         )
       header = [name if name.strip("_") else f"_{place}" for place, name in enumerate(names)]
     if any("\ufffd" in name for name in header):
@@ -110,6 +115,8 @@ class CsvFile:
     )
     if self.separator != ",":
       self.notes.append(f"{path.name}: columns are separated by {SEPARATORS.get(self.separator, repr(self.separator))}")
+    encoded = self.separator.encode()
+    self._one_byte = encoded if len(encoded) == 1 else _STAND_IN
     self._quoting = self.separator != "::"
     self._lenient = self.separator in "\t| "  # where marks are as often text as they are quotation marks
     self._escapes = False
@@ -129,9 +136,6 @@ class CsvFile:
       yield line, self._parsed(line, text, wanted)
 
   def _parsed(self, line: int, text: bytes, types: dict[str, pa.DataType]) -> pa.Table:
-    separator = self.separator
-    if len(separator) > 1:
-      text, separator = text.replace(separator.encode(), _STAND_IN.encode()), _STAND_IN
     marks = self._quoting and b'"' in text
 
     def read(kinds):
@@ -139,7 +143,7 @@ class CsvFile:
         pa.BufferReader(raw_files.native_copy(text)),
         read_options=pa_csv.ReadOptions(column_names=self.columns, use_threads=False, block_size=len(text) + 1),
         parse_options=pa_csv.ParseOptions(
-          delimiter=separator,
+          delimiter=self._one_byte.decode(),
           quote_char='"' if marks else False,
           escape_char="\\" if marks and self._escapes else False,
           newlines_in_values=marks,
@@ -166,6 +170,8 @@ class CsvFile:
       while block:
         block = file.read(_BLOCK)
         text = rest + (block if self._encoding == "utf-8" else block.decode(self._encoding).encode())
+        if self._one_byte != self.separator.encode():
+          text = text.replace(self.separator.encode(), self._one_byte)
         if not begun:
           if block and b"\n" not in text[1:]:
             rest = text  # the header has not ended yet
@@ -215,7 +221,7 @@ class CsvFile:
     )
 
   def _shape(self, time: str) -> quotes.Shape:
-    separator = self.separator.encode()
+    separator = self._one_byte
     place = self.columns.index(time) if time in self.columns else None
 
     def is_row(line: bytes) -> bool:
@@ -224,7 +230,7 @@ class CsvFile:
         return _like_time(values[place], self.first.get(time, ""))
       return len(values) > 1 and _like_id(values[0], self.first.get(self.columns[0], ""))
 
-    return quotes.Shape(separator[:1], len(self.columns), is_row)
+    return quotes.Shape(separator, len(self.columns), is_row)
 
 
 def _like_time(value: bytes, first: str) -> bool:
@@ -242,8 +248,9 @@ def _masked(text: bytes) -> bytes:
   return text.replace(b"\\\\", b"..").replace(b'\\"', b"..")
 
 
-def _clean(name: str) -> str:
-  return name.strip().strip("\ufeff").strip('"').strip()
+def _names(row: Sequence[str]) -> list[str]:
+  """The names of a header, without what stands around them and without RecBole's types."""
+  return [_TYPED.sub(r"\1", name.strip().strip("\ufeff").strip('"').strip()) for name in row]
 
 
 def _split(lines: Sequence[str], separator: str, escape: str | None = None) -> list[list[str]] | None:
@@ -262,14 +269,17 @@ def _recognise(lines: Sequence[str], columns: int, fits: Callable[[Sequence[str]
     rows = _split([line.rstrip("\r") for line in lines], separator)
     if not rows or len(rows[0]) < 2:
       continue
-    header = [_clean(name) for name in rows[0]]
-    typed = [_TYPED.fullmatch(name) for name in header]
-    found = fits([match[1] for match in typed if match]) if all(typed) else fits(header)
-    alike = sum(len(row) == len(rows[0]) for row in rows) == len(rows)
-    this = (int(len(header) == columns) if columns else found, int(alike), len(header) if separator != " " else 0)
+    header = _names(rows[0])
+    found = int(len(header) == columns) if columns else fits(header)
+    this = (found, int(_alike(rows) == 1), len(header) if separator != " " else 0)
     if this > score:
       best, score = separator, this
   return best
+
+
+def _alike(rows: Sequence[Sequence[str]]) -> float:
+  """The share of rows that are as long as the first."""
+  return sum(len(row) == len(rows[0]) for row in rows) / len(rows) if rows else 0.0
 
 
 def _say(arrow: str, lines_before: int) -> str:

@@ -55,6 +55,8 @@ def whole_rows(text: bytes, shape: Shape, *, final: bool) -> int | None:
   places = np.flatnonzero(is_mark | (array == _NEWLINE))  # of marks and newlines
   is_mark = is_mark[places]
   marks = places[is_mark]
+  if not len(marks):
+    return len(text) if final else text.rfind(b"\n") + 1
   opening, closing = marks[0::2], marks[1::2]
   edge = np.zeros(256, bool)
   edge[[shape.separator[0], _NEWLINE, _RETURN]] = True
