@@ -1,8 +1,10 @@
 """Files as people have them: each is read with the right values, or refused in a sentence that says what to do."""
 
 import dataclasses
+import datetime
 import gzip
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
 from rastp_jax.data import histories, prepared
+from rastp_jax.data import vectors as vectors_lib
 from rastp_jax.data.sources import csv_files, detect
 from rastp_jax.errors import InputError
 from rastp_jax.semantic_ids import health_plot
@@ -34,6 +37,7 @@ def lines(rows=ROWS, separator=",", header="user,item,timestamp") -> str:
 
 def write(tmp_path, files: dict) -> pathlib.Path:
   root = tmp_path / "raw"
+  root.mkdir(parents=True, exist_ok=True)
   for name, content in files.items():
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +84,29 @@ def test_separators_are_recognised_and_said(tmp_path, separator, said, name):
   assert (f"columns are separated by {said}" in found.describe()) == (separator != ",")
 
 
+@pytest.mark.parametrize("separator", ["¦", "||", "\x01"])
+def test_a_separator_may_be_any_characters(tmp_path, monkeypatch, separator):
+  monkeypatch.setattr(csv_files, "_BLOCK", 16)
+  header, rows = "user,item,timestamp,review", [(u, f'"{i}"', t, '"a\nb"') for u, i, t in ROWS]
+  assert read(tmp_path, {"interactions.csv": lines(rows, separator, header)}, separator=separator)[1] == READ
+  files = {"interactions.csv": lines([(*row, '"bad' if row[2] == 101 else "ok") for row in ROWS], separator, header)}
+  refused(tmp_path / "x", files, "line 3 opens a quotation mark", separator=separator)
+
+
+def test_what_a_wrong_separator_was_is_said(tmp_path):
+  refused(tmp_path, {"interactions.csv": lines()}, "it was read as separated by tabs", separator="tab")
+  files = {"interactions.csv": "sep=;\n" + lines(separator=";")}
+  refused(tmp_path / "x", files, "begins with 'sep=;', which only Excel understands: remove this line")
+
+
+@pytest.mark.parametrize("columns", [("user", "item", "timestamp"), ("item", "user", "timestamp")])
+def test_a_header_is_no_row_although_columns_are_named(tmp_path, columns):
+  files = {"interactions.csv": lines(header="uid,iid,timestamp")}
+  refused(
+    tmp_path, files, "column names uid, iid, timestamp in its first line, but config.data.columns", columns=columns
+  )
+
+
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|", "::"])
 def test_a_file_without_a_header_is_refused_until_its_columns_are_named(tmp_path, separator):
   files = {"interactions.csv": lines([(u, t, i) for u, i, t in ROWS], separator, header="")}
@@ -101,7 +128,13 @@ def test_yoochoose_keeps_its_first_row(tmp_path):
 
 @pytest.mark.parametrize("mark", ["\ufeff", ""])
 @pytest.mark.parametrize(
-  "header", ["user, item , timestamp", '"user","item","timestamp"', "user_id:token,item_id:token,timestamp:float"]
+  "header",
+  [
+    "user, item , timestamp",
+    '"user","item","timestamp"',
+    "user_id:token,item_id:token,timestamp:float",
+    "user:token,item,timestamp",
+  ],
 )
 def test_what_stands_around_names_is_no_part_of_them(tmp_path, mark, header):
   text = lines([(user, f" {item}", f" {time} ") for user, item, time in ROWS], header=header)
@@ -161,7 +194,59 @@ def test_parts_of_text_and_parts_that_differ(tmp_path):
   refused(tmp_path / "x", other, "interactions_2.csv.gz has the columns user, item, when, and .*of one table")
 
 
+def test_parts_that_are_empty_or_lacking(tmp_path):
+  files = {"interactions/part-0.csv": lines(ROWS[:5]), "interactions/part-1.csv": ""}
+  files |= {"interactions/part-2.csv.gz": "", "interactions/part-3.csv": lines(ROWS[5:])}
+  assert read(tmp_path, files)[1] == READ
+  files = {"interactions-00000-of-00003.csv": lines(ROWS[:5]), "interactions-00002-of-00003.csv": lines(ROWS[5:])}
+  refused(tmp_path / "x", files, "lacks 1 of the 3 files .* the first of them number 1")
+
+
+@pytest.mark.parametrize("kinds", [(pa.int64(), pa.timestamp("s")), (pa.date32(), pa.int32())])
+def test_parts_with_times_of_two_kinds(tmp_path, kinds):
+  parts = zip((ROWS[:5], ROWS[5:]), kinds, strict=True)
+  files = {f"interactions_{k}.parquet": table(part, timestamp=kind) for k, (part, kind) in enumerate(parts)}
+  refused(tmp_path, files, "interactions_1.parquet has .* values in its column 'timestamp', but the files before it")
+
+
+def test_a_folder_beside_that_of_the_archive(tmp_path):
+  assert read(tmp_path, {"shop/interactions.csv": lines(), "__MACOSX/shop/._interactions.csv": "x"})[1] == READ
+
+
+@pytest.mark.parametrize("name", ["interactions.csv", "x.inter", "x.csv", "reviews_X_5.json", "meta_X.json"])
+def test_what_is_not_a_file_is_not_opened(tmp_path, name):
+  (tmp_path / "raw").mkdir()
+  os.mkfifo(tmp_path / "raw" / name)  # to open it would wait for somebody who writes
+  refused(tmp_path, {}, "holds nothing to prepare 'mine' from")
+
+
 # Ids.
+
+
+@pytest.mark.parametrize("value", [True, datetime.date(2024, 3, 1), datetime.time(10)])
+def test_what_is_neither_text_nor_a_number_is_not_an_id(tmp_path, value):
+  rows = [(value, i, t) for _, i, t in ROWS[:4]]
+  refused(tmp_path, {"interactions.parquet": table(rows)}, "values in its column 'user': expected text or whole numb")
+  if value is True:
+    files = {"interactions.jsonl": jsonl({"user": u, "item": i, "timestamp": t} for u, i, t in rows)}
+    refused(tmp_path / "j", files, "line 1 has the user True: expected one value, text or a number")
+    files = {"interactions.csv": lines(), "items.jsonl": jsonl([{"item": True}])}
+    refused(tmp_path / "i", files, "row 1 has a item that is no id .True is neither")
+
+
+def test_ids_of_blanks_are_none(tmp_path):
+  refused(tmp_path, {"interactions.csv": lines([*ROWS, ("  ", "i0", 9)])}, "has rows whose user is only blanks")
+  refused(tmp_path / "x", {"interactions.csv": lines(), "items.csv": "item,title\n  ,x\n"}, "row 1 has no item")
+
+
+def test_numbers_of_items_that_lost_digits_are_refused(tmp_path):
+  files = {"interactions.csv": lines(), "items.parquet": pa.table({"item": [2.0**53 + 2, 3.0], "title": ["x", "y"]})}
+  refused(tmp_path, files, "row 1 has a item that is no id .9007199254740994.0 is too large")
+
+
+@pytest.mark.parametrize("columns", [{"user_column": "item"}, {"time_column": "user"}])
+def test_one_column_is_not_two(tmp_path, columns):
+  refused(tmp_path, {"interactions.csv": lines()}, "column '.*' is taken as user and as .*: set config.data", **columns)
 
 
 @pytest.mark.parametrize("side", ["interactions", "items", "both"])
@@ -220,7 +305,16 @@ def test_an_unclosed_quotation_mark_is_refused_with_its_line(tmp_path, monkeypat
 @pytest.mark.parametrize("block", [16, 40, 1 << 20])
 @pytest.mark.parametrize(
   "review",
-  ['"two\nlines, with a comma"', '"he said ""no"""', '5" pipe', '"a \\"word\\", quoted"', '""', '"1,2\n3,4"', "it's"],
+  [
+    'a \\"word\\"',
+    '"two\nlines, with a comma"',
+    '"he said ""no"""',
+    '5" pipe',
+    '"a \\"word\\", quoted"',
+    '""',
+    '"1,2\n3,4"',
+    "it's",
+  ],
 )
 def test_quotation_marks_that_are_closed_lose_nothing(tmp_path, monkeypatch, review, block):
   monkeypatch.setattr(csv_files, "_BLOCK", block)
@@ -243,6 +337,11 @@ def test_quotation_marks_inside_of_titles(tmp_path, escaped):
   items = f'item,title\ni0,{escaped}\ni1,"plain, with a comma"\n'
   found, _ = read(tmp_path, {"interactions.csv": lines(), "items.csv": items})
   assert [item.title for item in found.items[:2]] == ['Tea "green"', "plain, with a comma"]
+
+
+def test_a_value_that_ends_in_a_backslash(tmp_path):
+  text = lines([(u, '"C:\\"', '"a\nb"', i, t) for u, i, t in ROWS], "\t", "user,path,review,item,timestamp")
+  assert read(tmp_path, {"interactions.csv": text})[1] == READ
 
 
 # Times.
@@ -269,6 +368,26 @@ def test_times_as_people_write_them(tmp_path, form, settings):
   text = "".join(json.dumps({"user": u, "item": i, "timestamp": t}) + "\n" for u, i, t in rows)
   assert len(read(tmp_path / "j", {"interactions.jsonl": text}, **settings)[1]["u0"]) == 4
   assert read(tmp_path / "p", {"interactions.parquet": table(rows)}, **settings)[1]["u0"] == READ["u0"]
+
+
+@pytest.mark.parametrize(
+  "times",
+  [
+    ["1.66E+12"] * 12,
+    [f"{1583020800000000000 + t}{'.0' * (t == 3)}" for t in range(12)],
+    [str(10**20 + t) for t in range(12)],
+    pa.array(np.arange(1583020800, 1583020812).astype(np.float32)),
+  ],
+)
+def test_times_that_are_rounded_are_warned_about(tmp_path, times):
+  rows = [(u, i, t) for (u, i, _), t in zip(ROWS, times, strict=True)]
+  files: dict = {"interactions.csv": lines(rows)}
+  if isinstance(times, pa.Array):
+    files = {"interactions.parquet": table(rows, timestamp=times.type)}
+  said = read(tmp_path, files)[0].describe()
+  assert said.count("WARNING: ") == 1 and "has rounded times in its column 'timestamp'" in said
+  full = lines([(u, i, f"{1583020800 + t:.18e}") for u, i, t in ROWS])
+  assert "WARNING" not in read(tmp_path / "x", {"interactions.csv": full})[0].describe()
 
 
 def test_a_time_of_another_form_is_refused_with_its_line(tmp_path):
@@ -303,6 +422,30 @@ def test_sessions_with_their_events_inside(tmp_path, parquet):
 
 def jsonl(rows) -> str:
   return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_first_session_without_events_and_lists_of_other_things(tmp_path):
+  events = [{"aid": f"i{k}", "ts": k} for k in range(4)]
+  rows = [{"session": "u0", "events": []}, {"session": "u1", "events": None}, {"tags": [{"ts": 9}]}]
+  rows += [{"session": u, "tags": [{"ts": 9}, {"ts": 8}], "events": events} for u in READ]
+  assert read(tmp_path, {"interactions.jsonl": jsonl(rows[:2] + rows[3:])})[1] == READ
+  rows = [{"user": u, "item": i, "pictures": [{"ts": 1}, {"ts": 2}]} for u, i, _ in ROWS]
+  for name, form in (("interactions.jsonl", jsonl), ("interactions.parquet", pa.Table.from_pylist)):
+    refused(tmp_path / name, {name: form(rows)}, "has no column 'timestamp'")
+
+
+def test_a_column_that_the_first_row_lacks_is_one(tmp_path):
+  rows = [{"user": u, "item": i, "timestamp": t} for u, i, t in ROWS]
+  files = {"interactions.jsonl": jsonl([{"user": "u0", "item": "i9"}, *rows])}
+  refused(tmp_path, files, "interactions.jsonl row 1 has no timestamp")
+
+
+def test_types_of_newer_writers(tmp_path):
+  plain = table([(u, i, f"2024-01-01T00:0{k % 4}") for k, (u, i, _) in enumerate(ROWS)])
+  views = pa.table({name: plain[name].cast(pa.string_view()) for name in plain.column_names})
+  assert read(tmp_path / "v", {"interactions.parquet": views})[1] == READ
+  lists = pa.array([[f"i{k}" for k in range(4)]] * 3, pa.list_(pa.string(), 4))
+  assert read(tmp_path / "l", {"interactions.parquet": pa.table({"user": list(READ), "items": lists})})[1] == READ
 
 
 LISTS = [{"user_id": u, "items": [f"i{k}" for k in range(4)], "times": [9, 8, 7, 6]} for u in ("u0", "u1", "u2")]
@@ -351,6 +494,11 @@ def test_names_are_known_in_any_spelling_and_said(tmp_path, header):
   assert users == READ and all(f"column {name!r} is taken as " in found.describe() for name in header.split(","))
 
 
+def test_what_else_a_column_could_have_been_is_said(tmp_path):
+  files = {"interactions.csv": lines([(*row, "x") for row in ROWS], header="user_id,item,timestamp,session")}
+  assert "column 'user_id' is taken as user, not 'session'" in read(tmp_path, files)[0].describe()
+
+
 def test_an_items_file_may_call_its_ids_id(tmp_path):
   files = {"interactions.csv": lines(header="user_id,item_id,timestamp"), "items.csv": "ID,title\ni1,One\n"}
   assert read(tmp_path / "a", files)[0].items[1].title == "One"
@@ -383,6 +531,7 @@ def parquet_bytes() -> bytes:
       lambda: '["i0", "i1"]\n["i2"]\n',
       "line 1 cannot be read .a list.: expected one JSON object",
     ),
+    ("INTERACTIONS.CSV", lines, "if INTERACTIONS.CSV holds them, call it interactions.csv"),
     ("mine.csv.gz", lines, "if mine.csv.gz holds them, call it interactions.csv.gz"),
   ],
 )
@@ -547,6 +696,25 @@ def index_of(keys, table) -> str:
   return json.dumps({key: [f"<a_{a}>", f"<b_{b}>"] for key, (a, b) in zip(keys, table.tolist(), strict=True)})
 
 
+@pytest.mark.parametrize(
+  ("arrays", "sentence"),
+  [
+    ({"ids": np.array([], str)}, "has no row for|expected one id per row"),
+    ({"ids": np.array([True] * 40)}, "has an id that cannot be one .True is neither"),
+    ({"ids": 2.0**53 + np.arange(40)}, "is too large for its type to hold all digits"),
+    ({"item_ids": np.arange(40)}, "has an array 'item_ids', but none named ids"),
+  ],
+)
+def test_ids_of_vectors_that_are_none(tmp_path, arrays, sentence):
+  _, vectors, names = shop(tmp_path)
+  vectors = vectors[:0] if not len(next(iter(arrays.values()))) else vectors
+  np.savez(tmp_path / "e.npz", embeddings=vectors, **arrays)
+  with pytest.raises(InputError, match=sentence):
+    vectors_lib.load_embeddings(tmp_path / "e.npz", 40, names)
+  np.savez(tmp_path / "b.npz", embeddings=shop(tmp_path)[1][::-1], ids=np.array(names[::-1], bytes))
+  np.testing.assert_array_equal(vectors_lib.load_embeddings(tmp_path / "b.npz", 40, names), shop(tmp_path)[1])
+
+
 @pytest.mark.parametrize("kind", ["ids", "more ids", "rows", "npy"])
 def test_codes_are_matched_by_name_or_by_rows_where_that_is_evident(tmp_path, kind):
   root, _, names = shop(tmp_path)
@@ -556,7 +724,7 @@ def test_codes_are_matched_by_name_or_by_rows_where_that_is_evident(tmp_path, ki
     np.save(file, table)
   else:
     keys = {"ids": names, "more ids": [*names, "x", "y"], "rows": list(map(str, range(40)))}[kind]
-    file.write_text(index_of(keys, np.concatenate([table, table[:2]])[: len(keys)]))
+    file.write_text("\ufeff" + index_of(keys, np.concatenate([table, table[:2]])[: len(keys)]))
   run = prepare_all(whole(tmp_path), str(root), str(file))
   by_name = dict(zip(run.dataset.item_ids, run.semantic_ids.codes.tolist(), strict=True))
   assert by_name == dict(zip(names, table.tolist(), strict=True))
@@ -727,6 +895,7 @@ def test_nothing_is_held_out_on_request(tmp_path):
   ("settings", "sentence"),
   [
     ({"hold_out": 1}, "data.hold_out=1"),
+    ({"item_column": ""}, "config.data.item_column='' names no column"),
     ({"time_cut": "soon"}, "data.time_cut='soon' is not a moment"),
     ({"split": "random"}, "data.split='random' is not known"),
   ],

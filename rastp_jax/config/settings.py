@@ -116,6 +116,9 @@ class DataConfig(Section):
         f"config.data.dataset={self.dataset!r} is not a name for a dataset: expected letters a to z, digits and _, "
         "because it becomes part of file names."
       )
+    for name in ("user_column", "item_column"):
+      if not getattr(self, name):
+        raise InputError(f"config.data.{name}='' names no column: expected the name of one.")
     lengths = self.bucket_lengths
     if lengths and (list(lengths) != sorted(set(lengths)) or lengths[-1] < self.max_items):
       raise InputError(
@@ -158,7 +161,9 @@ class SemanticIdsConfig(WithMethods):
   METHODS: ClassVar[Methods] = QUANTIZERS
 
   method: str = setting("residual_kmeans", "how codes are learned", choices=QUANTIZERS, makes=Makes.CODES)
-  levels: int = setting(3, "learned levels; 0: chosen to fit the catalogue", at_least=0, makes=Makes.CODES)
+  levels: int = setting(
+    3, "learned levels; 0: chosen to fit the catalogue", at_least=0, at_most=26, makes=Makes.CODES
+  )  # <a_0> to <z_0>, where codes are written as tokens
   codebook_size: int = setting(
     256, "codes per level; 0: chosen to fit the catalogue, as are the levels", at_least=0, makes=Makes.CODES
   )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from rastp_jax.data.prepared import Prepared
-from rastp_jax.data.sources.ids import cleaned
+from rastp_jax.data.sources.ids import cleaned, text_of
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import files
 
@@ -93,10 +93,12 @@ def load_embeddings(
   Raises:
     InputError: not a readable float matrix with one row per item, or a row holds NaN or infinity, or only zeros.
   """
+  others: list[str] = []
   try:
     with open_arrays(path) as raw:
       ids = None
       if not isinstance(raw, np.ndarray):
+        others = [name for name in raw.files if name != "embeddings"]
         ids, raw = raw.get("ids"), raw["embeddings"]
   except Exception as error:  # see `open_arrays`
     raise InputError(
@@ -108,6 +110,9 @@ def load_embeddings(
       f"{path} holds type {raw.dtype} and shape {raw.shape}: expected floats of shape ({num_items}, features), one row "
       "per item."
     )
+  misnamed = next((name for name in others if "id" in name.lower()), None)
+  if ids is None and misnamed is not None:
+    raise InputError(f"{path} has an array {misnamed!r}, but none named ids, by which rows are matched: name it so.")
   if ids is not None:
     raw = _in_order(path, raw, ids, item_ids)
   elif order is not None:
@@ -146,16 +151,20 @@ def _in_order(path, vectors: np.ndarray, ids: np.ndarray, item_ids: Sequence[str
     )
   if ids.ndim != 1 or len(ids) != len(vectors):
     raise InputError(f"{path} has ids of shape {ids.shape} for {len(vectors)} rows: expected one id per row.")
-  row_of = {str(name): row for row, name in enumerate(ids.tolist())}
-  if any(name not in row_of for name in item_ids):  # float ids of whole numbers, or blanks around them
-    row_of = {cleaned(str(name)): row for row, name in enumerate(ids.tolist())}
+  try:
+    names = [text_of(name) or "" for name in ids.tolist()]
+  except ValueError as error:
+    raise InputError(f"{path} has an id that cannot be one ({error}): write ids as text or whole numbers.") from None
+  row_of = {name: row for row, name in enumerate(names)}
+  if any(name not in row_of for name in item_ids):  # text of whole numbers, with a fraction
+    row_of = {cleaned(name): row for row, name in enumerate(names)}
   if len(row_of) != len(ids):
     raise InputError(f"{path} names {len(ids) - len(row_of)} ids more than once: expected one row per item.")
   missing = [name for name in item_ids if name not in row_of]
   if missing:
     raise InputError(
       f"{path} has no row for {len(missing)} of the {len(item_ids)} items, the first of them item {missing[0]!r} (its "
-      f"own ids look like {str(ids[0])!r}): use embeddings of this dataset, under its item ids."
+      f"own ids look like {names[:1]}): use embeddings of this dataset, under its item ids."
     )
   rows = np.array([row_of[name] for name in item_ids], np.int64)
   return vectors if np.array_equal(rows, np.arange(len(vectors))) else vectors[rows]
@@ -165,7 +174,8 @@ def _check_rows(path, vectors: np.ndarray, item_ids: Sequence[str] | None) -> No
   """Raises InputError where a row is not finite or only zeros; reads a part of the rows at a time."""
   bad: dict[str, list[int]] = {"NaN or infinity": [], "only zeros": []}
   for start in range(0, len(vectors), _ROWS):
-    part = np.asarray(vectors[start : start + _ROWS], np.float32)
+    with np.errstate(over="ignore"):
+      part = np.asarray(vectors[start : start + _ROWS], np.float32)
     bad["NaN or infinity"] += (start + np.flatnonzero(~np.isfinite(part).all(1))).tolist()
     bad["only zeros"] += (start + np.flatnonzero(~part.any(1))).tolist()
   for what, rows in bad.items():

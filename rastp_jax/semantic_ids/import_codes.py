@@ -161,7 +161,7 @@ def _keys(
       notes.append(f"codes of {path.name} are taken by item id{doubt}{_others(len(index) - len(item_ids))}")
     return item_ids
   by_clean_id = {cleaned(key): key for key in index}
-  if all(item_id in by_clean_id for item_id in item_ids):
+  if len(by_clean_id) == len(index) and all(item_id in by_clean_id for item_id in item_ids):
     return [by_clean_id[item_id] for item_id in item_ids]
   missing = [name for name in item_ids if name not in index]
   if order.length and set(index) == {str(row) for row in range(order.length)}:

@@ -225,7 +225,7 @@ class Amazon2014:
 
   def find(self, root: pathlib.Path, category: str | None) -> list[pathlib.Path]:
     reviews, _ = file_names(category or "*")
-    return sorted([*root.glob(reviews), *root.glob(f"{reviews}.gz")])
+    return raw_files.glob(root, reviews)
 
   def open(self, root: pathlib.Path, found: list[pathlib.Path], config: DataConfig) -> Amazon2014Files:
     del config

@@ -39,7 +39,7 @@ class Amazon2018:
 
   def find(self, root: pathlib.Path, category: str | None) -> list[pathlib.Path]:
     del category  # the named datasets are those of 2014
-    metas = sorted([*root.glob("meta_*.json"), *root.glob("meta_*.json.gz")])
+    metas = raw_files.glob(root, "meta_*.json")
     return [path for meta in metas for path in _reviews(root, _category(meta))]
 
   def open(self, root: pathlib.Path, found: list[pathlib.Path], config: DataConfig) -> Amazon2018Files:

@@ -33,11 +33,11 @@ class Amazon2023:
 
   def find(self, root: pathlib.Path, category: str | None) -> list[pathlib.Path]:
     del category  # the named datasets are those of 2014
-    metas = sorted([*root.glob("meta_*.jsonl"), *root.glob("meta_*.jsonl.gz")])
+    metas = raw_files.glob(root, "meta_*.jsonl")
     beside = [path for meta in metas for path in _reviews(root, _category(meta))]
     if beside:
       return beside
-    alone = sorted([*root.glob("*.csv"), *root.glob("*.csv.gz"), *root.glob("*.jsonl"), *root.glob("*.jsonl.gz")])
+    alone = raw_files.glob(root, "*.csv", "*.jsonl")
     stems = ("interactions.", "items.", "meta_")
     return [path for path in alone if not path.name.startswith(stems) and _has_parents(path)]
 

@@ -86,10 +86,11 @@ def open_source(config: DataConfig, raw_dir: str | None) -> Source:
   if not root.is_dir():
     raise InputError(f"There is no directory {raw_dir}: give --raw_dir a directory with {_wanted(known.category)}.")
   found = _found(root, known.category)
-  folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-  if not found and len(folders) == 1:  # as an archive unpacks
-    root = folders[0]
-    found = _found(root, known.category)
+  if not found:  # an archive may unpack to a folder
+    folders = [path for path in root.iterdir() if path.is_dir() and _found(path, known.category)]
+    if len(folders) == 1:
+      root = folders[0]
+      found = _found(root, known.category)
   if not found:
     raise InputError(
       f"{raw_dir} holds nothing to prepare {name!r} from: looked for {_wanted(known.category)}{_unknown_format(root)}."
@@ -120,7 +121,7 @@ def _unknown_format(root: pathlib.Path) -> str:
   known, tables = ("interactions", "sequences.", "reviews_", "ratings"), tuple(SUFFIXES)
   names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
   near = [name for name in names if name.startswith(known)]
-  others = [name for name in names if name.removesuffix(".gz").endswith(tables)]
+  others = [name for name in names if name.lower().removesuffix(".gz").endswith(tables)]
   if near or not others:
     return f"; {near[0]} has another name or form" if near else ""
-  return f"; if {others[0]} holds them, call it interactions{''.join(pathlib.Path(others[0]).suffixes)}"
+  return f"; if {others[0]} holds them, call it interactions{''.join(pathlib.Path(others[0]).suffixes).lower()}"

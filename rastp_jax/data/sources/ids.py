@@ -1,6 +1,9 @@
 """Ids of users and items: numbered while they are read, and cleaned of what the way they were written adds."""
 
+import decimal
 import re
+import reprlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +18,24 @@ def cleaned(name: str) -> str:
   name = name.strip()
   whole = _WHOLE.fullmatch(name)
   return whole[1] if whole else name
+
+
+def text_of(value: Any) -> str | None:
+  """An id of any type as text, without blanks around it; None where there is none.
+
+  Raises:
+    ValueError: it is neither text nor a number, or a number that may have lost digits.
+  """
+  value = value.decode() if isinstance(value, bytes) else value
+  if value is None or value != value:
+    return None
+  if isinstance(value, bool) or not isinstance(value, str | int | float | decimal.Decimal):
+    raise ValueError(f"{reprlib.repr(value)} is neither text nor a number")
+  if isinstance(value, float):
+    if abs(value) >= 2.0**53:
+      raise ValueError(f"{value} is too large for its type to hold all digits")
+    value = int(value) if value.is_integer() else value
+  return str(value).strip() or None
 
 
 class Numbers:

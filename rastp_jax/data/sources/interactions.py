@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rastp_jax.config import DataConfig, Makes, settings_of
 from rastp_jax.config.fields import facts_of
@@ -20,7 +21,7 @@ from rastp_jax.data.items import EXTRA, Item
 from rastp_jax.data.sources import columns as columns_lib
 from rastp_jax.data.sources import raw_files
 from rastp_jax.data.sources.columns import Columns
-from rastp_jax.data.sources.ids import Numbers, cleaned
+from rastp_jax.data.sources.ids import Numbers, cleaned, text_of
 from rastp_jax.data.sources.log import Log
 from rastp_jax.data.sources.source import RawData
 from rastp_jax.data.sources.tables import SUFFIXES, Table
@@ -72,8 +73,10 @@ def read_log(table: Table, user: str, item: str, time: str) -> Log:
     rows += len(whole)
   if not parts[0]:
     raise InputError(f"{table.path} holds no interactions, only column names: write the file again.")
-  for numbers, part in ((users, parts[0]), (items, parts[1])):
+  for name, numbers, part in ((user, users, parts[0]), (item, items, parts[1])):
     becomes = numbers.clean()
+    if pc.index(numbers.ids, "").as_py() >= 0:  # pyright: ignore[reportAttributeAccessIssue]
+      raise InputError(f"{table.path} has rows whose {name} is only blanks: give them one or remove these rows.")
     if becomes is not None:
       part[:] = [becomes[some] for some in part]
   joined = []
@@ -185,10 +188,12 @@ class InteractionFiles:
     with_interactions = len(row_of)
     again = number = 0
     for number, (place, row) in enumerate(self._items.rows() if self._items is not None else (), start=1):
-      item_id = row.get(self._item_id)
-      if item_id is None or item_id == "" or isinstance(item_id, dict | list):
+      try:
+        item_id = text_of(row.get(self._item_id))
+      except ValueError as error:
+        raise InputError(f"{place} has a {self._item_id} that is no id ({error}): write the file again.") from None
+      if item_id is None:
         raise InputError(f"{place} has no {self._item_id}: give it one or remove the row.")
-      item_id = str(item_id)
       item_id = item_id if item_id in row_of else cleaned(item_id)
       if item_id in seen:
         again += 1
@@ -245,7 +250,7 @@ class InteractionsDirectory:
   def find(self, root: pathlib.Path, category: str | None) -> list[pathlib.Path]:
     del category
     own = raw_files.tables(root, "interactions", SUFFIXES)
-    return [group[0] for group in own] or _atomic(root, ".inter")
+    return [group[0] for group in own] or raw_files.glob(root, "*.inter")
 
   def open(self, root: pathlib.Path, found: list[pathlib.Path], config: DataConfig) -> InteractionFiles:
     del found
@@ -269,6 +274,7 @@ def tables_of(
     config.separator,
     config.time_format,
     fits=lambda header: columns_lib.fits(header, config),
+    holds_items=lambda names: columns_lib.fits(names, config, ("item_column",)) > 0,
   )
   if not items:
     return log, None
@@ -284,12 +290,8 @@ def _one(root: pathlib.Path, stem: str) -> list[pathlib.Path] | None:
   return found[0] if found else None
 
 
-def _atomic(root: pathlib.Path, suffix: str) -> list[pathlib.Path]:
-  return sorted([*root.glob(f"*{suffix}"), *root.glob(f"*{suffix}.gz")])
-
-
 def _one_atomic(root: pathlib.Path, suffix: str) -> list[pathlib.Path] | None:
-  found = _atomic(root, suffix)
+  found = raw_files.glob(root, f"*{suffix}")
   if len(found) > 1:
     raise InputError(f"{root} holds {found[0].name} and {found[1].name}: expected one of them; move the other away.")
   return found or None

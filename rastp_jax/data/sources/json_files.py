@@ -1,8 +1,9 @@
 """JSONL files, one object per line, in bounded memory; also sessions with their events inside."""
 
+import itertools
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from rastp_jax.errors import InputError
 
 _BLOCK = 16 << 20  # bytes of text parsed at a time
 _PEEK = 1 << 12  # bytes looked at to recognise the form
+_SAMPLE = 100  # rows looked at to know columns and types
 # Perhaps a null where a row should be: Arrow takes it for one, and then reads memory that is not its own.
 _NULL_ROW = re.compile(rb"(?:^|\})\s*null", re.MULTILINE)
 
@@ -22,10 +24,10 @@ class JsonFile:
   """One JSONL file, perhaps gzipped.
 
   Attributes:
-    columns: the first row's names; with events inside, those of the first event as well.
+    columns: the first rows' names; with events inside, those of the first event as well.
     nested: name of the column that holds a list of events (objects), or None.
     lists: names of the columns that hold lists of plain values.
-    first: the first row, by column, its first event included, and of a list of plain values the first one.
+    first: the first value of each column, of the first event included, and of a list of plain values the first one.
     notes: none.
 
   Raises:
@@ -35,7 +37,7 @@ class JsonFile:
   headerless = False
   separator = ""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, holds_items: Callable[[Sequence[str]], bool]):
     self.path = path
     self.notes: list[str] = []
     self.first_line = ""
@@ -46,15 +48,15 @@ class JsonFile:
       raise InputError(
         f"{path} is one JSON array: write one object per line, for example by `jq -c '.[]' {path.name} > new.jsonl`."
       )
-    number, line = next(((number, line) for number, line in raw_files.lines(path) if line.strip()), (1, ""))
-    row = self._row(number, line) if line else {}
+    row: dict[str, Any] = {}  # what the first rows hold: one may lack a value, or have an empty list
+    for _, values in itertools.islice(self.rows(), _SAMPLE):
+      row |= {name: value for name, value in values.items() if row.get(name) in (None, [])}
     if not row:
       raise InputError(f"{path} is empty: expected rows with named columns; write the file again.")
     self.first: dict[str, Any] = dict(row)
-    self.nested = next(
-      (name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)), None
-    )
-    self.lists = [name for name, value in row.items() if isinstance(value, list) and name != self.nested]
+    objects = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    self.nested = next((name for name in objects if holds_items(list(row[name][0]))), None)
+    self.lists = [name for name, value in row.items() if isinstance(value, list) and name not in objects]
     self.first |= {name: row[name][0] if row[name] else "" for name in self.lists}
     self._flat = list(row)
     if self.nested:
@@ -144,7 +146,7 @@ class JsonFile:
     return [dict(zip(lists, event, strict=True)) for event in zip(*values, strict=True)]
 
   def _text(self, number: int, name: str, value: Any) -> str | None:
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bool):
       raise InputError(
         f"{self.path} line {number} has the {name} {str(value)[:80]}: expected one value, text or a number, as in the "
         "first line."

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rastp_jax.data.sources import times
+
 # A user or an item with more than this share of all rows, and this many times the rows of the usual one, is doubted.
 _SHARE, _TIMES_USUAL = 0.05, 5
 _FEW = 20  # rows that never are
@@ -27,7 +29,6 @@ _UNKNOWN = {
   "\\n",
 }
 _SUSPECTS = 3  # looked at
-_SCIENTIFIC = r"^\d(\.\d+)?[eE]\+?\d+$"
 # The first moment, in 1973, that a number stands for if it is one of these since 1970; a hundred times it is in 2286.
 _UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}
 
@@ -58,7 +59,7 @@ class Log:
     """Notes what is read as it stands and is probably not meant so."""
     self._doubt_shares()
     for what, ids in (("user", self.user_ids), ("item", self.item_ids)):
-      scientific = pc.match_substring_regex(ids, _SCIENTIFIC)  # pyright: ignore[reportAttributeAccessIssue]
+      scientific = pc.match_substring_regex(ids, f"^{times.SCIENTIFIC.pattern}$")  # pyright: ignore[reportAttributeAccessIssue]
       first = pc.index(scientific, True).as_py()
       if first >= 0:
         self.notes.append(

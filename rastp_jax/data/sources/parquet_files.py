@@ -1,7 +1,7 @@
 """Parquet files, in bounded memory."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ class ParquetFile:
   separator = ""
   first_line = ""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, holds_items: Callable[[Sequence[str]], bool]):
     self.path = path
     self.notes: list[str] = []
     self.num_rows: int = self._open().metadata.num_rows
@@ -34,8 +34,10 @@ class ParquetFile:
     twice = next((name for name in self.schema.names if self.schema.names.count(name) > 1), None)
     if twice is not None:
       raise InputError(f"{path} has two columns named {twice!r}: rename one of them.")
-    self.nested = next((field.name for field in self.schema if _holds_events(field.type)), None)
-    self.lists = [field.name for field in self.schema if _is_list(field.type) and field.name != self.nested]
+    lists = [field for field in self.schema if _is_list(field.type)]
+    objects = {field.name: [inner.name for inner in field.type.value_type] for field in lists if _holds_objects(field)}
+    self.nested = next((name for name, inner in objects.items() if holds_items(inner)), None)
+    self.lists = [field.name for field in lists if field.name not in objects]
     self.columns = list(self.schema.names)
     if self.nested:
       inside = self.schema.field(self.nested).type.value_type
@@ -88,8 +90,8 @@ class ParquetFile:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-  return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+  return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _holds_events(kind: pa.DataType) -> bool:
-  return _is_list(kind) and pa.types.is_struct(kind.value_type)
+def _holds_objects(field: pa.Field) -> bool:
+  return pa.types.is_struct(field.type.value_type)

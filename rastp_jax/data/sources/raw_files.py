@@ -30,6 +30,11 @@ def find(root: pathlib.Path, *names: str) -> list[pathlib.Path]:
   return [path for name in names for path in (root / name, root / f"{name}.gz") if path.is_file()]
 
 
+def glob(root: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
+  """The files of a directory whose names have these patterns, plain or with .gz at the end, in order."""
+  return sorted(path for one in patterns for name in (one, f"{one}.gz") for path in root.glob(name) if path.is_file())
+
+
 def tables(root: pathlib.Path, stem: str, suffixes: Sequence[str]) -> list[list[pathlib.Path]]:
   """The tables called `stem` that a directory holds, each as its files in order.
 
@@ -54,6 +59,24 @@ def tables(root: pathlib.Path, stem: str, suffixes: Sequence[str]) -> list[list[
     elif path.is_file() and suffix and part.fullmatch(name):
       groups.setdefault(f"{stem}*{suffix}", []).append(path)
   return list(groups.values())
+
+
+def check_parts(paths: Sequence[pathlib.Path]) -> None:
+  """Raises InputError where names like x-00000-of-00003 tell that a file is not there."""
+  numbered = [re.search(r"-(\d+)-of-(\d+)\b", path.name) for path in paths]
+  there, wanted = {int(part[1]) for part in numbered if part}, {int(part[2]) for part in numbered if part}
+  missing = sorted(set(range(max(wanted, default=0))) - there)
+  if missing and all(numbered):
+    raise InputError(
+      f"{paths[0].parent} lacks {len(missing)} of the {max(wanted)} files that {paths[0].name} is one of, the first of "
+      f"them number {missing[0]}: copy all of them there."
+    )
+
+
+def is_empty(path: pathlib.Path) -> bool:
+  """Whether a file has no content."""
+  with unpacked(path, "Opening") as file:
+    return not file.read(1)
 
 
 def _natural(path: pathlib.Path) -> list[Any]:

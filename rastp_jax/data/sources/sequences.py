@@ -18,6 +18,7 @@ from rastp_jax.data.sources import raw_files
 from rastp_jax.data.sources.source import RawData
 from rastp_jax.errors import InputError
 
+_BLANKS = re.compile(r"[ \t\r]+")  # `str.split` also splits at characters that may be part of an id
 _INTEGER = re.compile(r"-?[0-9]{1,18}")  # `int` also takes 1_0, which is not an id
 
 
@@ -68,7 +69,7 @@ class SequencesDirectory:
   def _histories(self, num_items: int, line_of: dict[str, int]) -> Iterator[list[int]]:
     """Yields each user's item rows, and adds the number of the user's line to `line_of`."""
     for number, line in raw_files.lines(self._sequences):
-      user, *ids = line.split() or [""]
+      user, *ids = _BLANKS.split(line.strip(" \t\r"))
       place = f"{self._sequences} line {number}"
       if not user:
         raise InputError(f"{place} is empty: expected a user id and item ids; remove the line or copy the file again.")

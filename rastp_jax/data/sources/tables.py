@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rastp_jax.data.sources import times
+from rastp_jax.data.sources import raw_files, times
 from rastp_jax.data.sources.csv_files import CsvFile
 from rastp_jax.data.sources.json_files import JsonFile
 from rastp_jax.data.sources.parquet_files import ParquetFile
@@ -30,6 +30,7 @@ class Table:
     separator: between a CSV file's values; "" to recognise it.
     time_format: how times are written, in the form of `strptime`; "" for numbers and ISO dates.
     fits: how many of the columns that are looked for a header has; decides between separators.
+    holds_items: whether objects with these names are events, so that a list of them holds interactions.
 
   Attributes:
     path: what messages call the table.
@@ -48,16 +49,19 @@ class Table:
     separator: str = "",
     time_format: str = "",
     fits: Callable[[Sequence[str]], int] = lambda _: 0,
+    holds_items: Callable[[Sequence[str]], bool] = lambda _: False,
   ):
     self.paths, self._time_format = list(paths), time_format
-    self._parts = [_open(path, names, separator, fits) for path in paths]
+    raw_files.check_parts(paths)
+    filled = [path for path in paths if not raw_files.is_empty(path)] or list(paths)  # Spark writes empty parts
+    self._parts = [_open(path, names, separator, fits, holds_items) for path in filled]
     first = self._parts[0]
     self.path, self.columns = first.path, first.columns
     self.headerless, self.first_line, self.separator = first.headerless, first.first_line, first.separator
     self.lists = first.lists
     self.notes = list(first.notes)
     if len(self._parts) > 1:
-      self.notes.append(f"{len(self._parts)} files, from {paths[0].name} to {paths[-1].name}, are read as one")
+      self.notes.append(f"{len(self._parts)} files, from {filled[0].name} to {filled[-1].name}, are read as one")
     for part in self._parts[1:]:
       if sorted(part.columns) != sorted(self.columns):
         raise InputError(
@@ -112,7 +116,7 @@ class Table:
         return pa.int64()
       if pa.types.is_timestamp(found) or pa.types.is_date(found):
         return found
-      if not (pa.types.is_string(found) or pa.types.is_large_string(found)):
+      if not times.is_text(found):
         raise InputError(f"{part.path} has {found} values in its column {name!r}: expected {times.EXPECTED}.")
       _, first = next(part.batches({name: found}), (0, None))
       value = _text(part, _whole(first.column(0)), name)[0].as_py() if first is not None and first.num_rows else ""
@@ -130,7 +134,7 @@ class Table:
       column = column.dictionary_decode()
     if pa.types.is_floating(column.type):
       column = self._whole_numbers(part, column, name)
-    if pa.types.is_nested(column.type):
+    if pa.types.is_nested(column.type) or pa.types.is_temporal(column.type) or pa.types.is_boolean(column.type):
       raise InputError(
         f"{part.path} has {column.type} values in its column {name!r}: expected text or whole numbers as ids."
       )
@@ -155,10 +159,15 @@ class Table:
   def _times(self, part, column: pa.Array, name: str, kind, rows: int, line: int) -> pa.Array:
     if pa.types.is_dictionary(column.type):
       column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if times.is_text(column.type):
       column = _text(part, column, name)
+    elif pa.types.is_temporal(column.type) != pa.types.is_temporal(kind):
+      raise InputError(
+        f"{part.path} has {column.type} values in its column {name!r}, but the files before it have {kind}: expected "
+        "one type; write the file again."
+      )
     try:
-      column = times.numbers(column, kind, self._time_format)
+      written, column = column, times.numbers(column, kind, self._time_format)
     except times.Wrong as wrong:
       expected = f"a value like those above it in {name!r}, {times.EXPECTED}"
       if self._time_format:
@@ -175,14 +184,19 @@ class Table:
     first = pc.index(missing, True).as_py()
     if first >= 0:
       raise InputError(f"{part.path} row {rows + first + 1} has no {name}: give it one or remove the row.")
+    if len(column) and times.are_rounded(written, column, part.first.get(name)):
+      note = f"WARNING: {part.path.name} has rounded times in its column {name!r}: write them again with all digits"
+      self.notes += [note] if note not in self.notes else []
     return column
 
 
-def _open(path: pathlib.Path, names: Sequence[str], separator: str, fits) -> CsvFile | JsonFile | ParquetFile:
+def _open(
+  path: pathlib.Path, names: Sequence[str], separator: str, fits, holds_items
+) -> CsvFile | JsonFile | ParquetFile:
   suffix = path.name.removesuffix(".gz")
   if suffix.endswith(JSONL):
-    return JsonFile(path)
-  return ParquetFile(path) if suffix.endswith(PARQUET) else CsvFile(path, names, separator, fits)
+    return JsonFile(path, holds_items)
+  return ParquetFile(path, holds_items) if suffix.endswith(PARQUET) else CsvFile(path, names, separator, fits)
 
 
 def _text(part, column: pa.Array, name: str) -> pa.Array:

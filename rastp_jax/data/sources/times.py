@@ -15,6 +15,7 @@ EXPECTED = (
 _NUMBERS = (pa.int64(), pa.float64())
 _DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+SCIENTIFIC = re.compile(r"\d(?:\.(\d+))?[eE]\+?(\d+)")  # as spreadsheets write large numbers, with few digits
 _UTC = r"\s*(?:UTC|GMT|Z|[+-]00:?00)$"
 
 
@@ -24,6 +25,10 @@ class Wrong(Exception):
   def __init__(self, place: int, value: Any):
     super().__init__(place, value)
     self.place, self.value = place, value
+
+
+def is_text(kind: pa.DataType) -> bool:
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def type_of(value: Any, time_format: str) -> pa.DataType | None:
@@ -52,7 +57,7 @@ def numbers(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
   Raises:
     Wrong: a value is not of the kind.
   """
-  if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+  if is_text(column.type):
     column = _from_text(column.cast(pa.string()), kind, time_format)
   elif pa.types.is_integer(column.type):
     column = column.cast(pa.int64())
@@ -61,6 +66,24 @@ def numbers(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
   elif pa.types.is_date(column.type):
     column = column.cast(pa.timestamp("us"))
   return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+
+
+def are_rounded(written: pa.Array, read: pa.Array, first: Any) -> bool:
+  """Whether times have lost digits before or while they were read, so that later ones may seem to be equal.
+
+  Args:
+    written: as they stand in the file.
+    read: as numbers, at least one.
+    first: the file's first one, if it is text.
+  """
+  match = SCIENTIFIC.fullmatch(first.strip()) if isinstance(first, str) else None
+  if match is not None and len(match[1] or "") < int(match[2]):
+    return True
+  kind = written.type if pa.types.is_floating(written.type) else read.type
+  if not pa.types.is_floating(kind):
+    return False
+  exact = 2.0 ** (np.finfo(kind.to_pandas_dtype()).nmant + 1)
+  return bool(np.abs(read.to_numpy(zero_copy_only=False)).max() >= exact)
 
 
 def _from_text(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
