@@ -113,9 +113,7 @@ def test_a_file_without_a_header_is_refused_until_its_columns_are_named(tmp_path
   refused(tmp_path, files, r"has no line of column names: its first line is .*u0.*i0.*with config.data.columns")
   found, users = read(tmp_path, files, columns=("user", "timestamp", "item"))
   assert users == READ and found.counts["interactions read"] == 12
-  refused(
-    tmp_path / "x", files, "has 3 columns in its first line.*config.data.columns names 2", columns=("user", "item")
-  )
+  refused(tmp_path / "x", files, "has 3 columns in its first line.*but the config names 2", columns=("user", "item"))
 
 
 def test_yoochoose_keeps_its_first_row(tmp_path):
@@ -142,6 +140,8 @@ def test_what_stands_around_names_is_no_part_of_them(tmp_path, mark, header):
 
 
 def test_a_byte_order_mark_is_no_text_anywhere(tmp_path):
+  joined = lines(ROWS[:6]) + "\ufeff" + lines(ROWS[6:], header="")
+  assert read(tmp_path / "joined", {"interactions.csv": joined})[1] == READ
   rows = "".join(json.dumps({"user": u, "item": i, "timestamp": t}) + "\n" for u, i, t in ROWS)
   items = '\ufeff{"item": "i1", "title": "One"}\n'
   found, users = read(tmp_path, {"interactions.jsonl": "\ufeff" + rows, "items.jsonl": items})
@@ -231,7 +231,7 @@ def test_what_is_neither_text_nor_a_number_is_not_an_id(tmp_path, value):
     files = {"interactions.jsonl": jsonl({"user": u, "item": i, "timestamp": t} for u, i, t in rows)}
     refused(tmp_path / "j", files, "line 1 has the user True: expected one value, text or a number")
     files = {"interactions.csv": lines(), "items.jsonl": jsonl([{"item": True}])}
-    refused(tmp_path / "i", files, "row 1 has a item that is no id .True is neither")
+    refused(tmp_path / "i", files, "row 1 has a value of 'item' that cannot be an id .True is neither")
 
 
 def test_ids_of_blanks_are_none(tmp_path):
@@ -241,7 +241,7 @@ def test_ids_of_blanks_are_none(tmp_path):
 
 def test_numbers_of_items_that_lost_digits_are_refused(tmp_path):
   files = {"interactions.csv": lines(), "items.parquet": pa.table({"item": [2.0**53 + 2, 3.0], "title": ["x", "y"]})}
-  refused(tmp_path, files, "row 1 has a item that is no id .9007199254740994.0 is too large")
+  refused(tmp_path, files, "row 1 has a value of 'item' that cannot be an id .9007199254740994.0 is too large")
 
 
 @pytest.mark.parametrize("columns", [{"user_column": "item"}, {"time_column": "user"}])
@@ -627,6 +627,17 @@ def test_any_column_may_be_named_in_the_template(tmp_path):
 
   assert embeddings.item_text(run.dataset.items[0], config.semantic_ids.text_template) == "Tea: Fresh; green; 4.5"
   assert embeddings.item_text(run.dataset.items[1], config.semantic_ids.text_template) == ""
+
+
+@pytest.mark.parametrize("header", ["ITEM,Title,Brand,Category", "item_id,product_name,Manufacturer,genres"])
+def test_text_columns_are_known_in_any_spelling_and_said(tmp_path, header):
+  files = {"interactions.csv": lines(), "items.csv": f"{header}\ni0,Tea,Nambu,Kitchen\n"}
+  found, _ = read(tmp_path / "a", files)
+  item = found.items[0]
+  assert (item.title, item.brand, item.categories) == ("Tea", "Nambu", ("Kitchen",))
+  assert f"column {header.split(',')[1]!r} is taken as title" in found.describe()
+  found, _ = read(tmp_path / "b", files, title_column="titel", extra_columns=("colour",))
+  assert found.items[0].title == "" and found.describe().count("WARNING: items.csv has no column ") == 2
 
 
 # Which row is which item.

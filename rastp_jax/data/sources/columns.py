@@ -38,11 +38,19 @@ _KNOWN_AS = {
   ),
   "time_column": ("timestamp", "time", "ts", "event_time", "datetime", "date", "unix_review_time", "unix_time"),
 }
+# The text of an items file, for which a file need not have any.
+_TEXT_KNOWN_AS = {
+  "title_column": ("title", "name", "item_name", "item_title", "product_name", "product_title"),
+  "brand_column": ("brand", "manufacturer"),
+  "categories_column": ("categories", "category", "genres", "genre"),
+}
 # In an items file also this, which in a file of interactions would be the interaction's.
 _ITEM_ID = "id"
 # ... and these where a row holds a list of items.
 _ITEM_LISTS = ("items", "item_ids", "products", "history", "sequence", "events")
+_ALL_KNOWN_AS = _KNOWN_AS | _TEXT_KNOWN_AS
 _DEFAULTS = DataConfig()
+_TEXT_DEFAULTS = [getattr(_DEFAULTS, role) for role in _TEXT_KNOWN_AS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,18 @@ def item_id_column(table: Table, config: DataConfig, interactions: Columns) -> s
   return _all(table, config, ["item_column"], "data.item_file_columns")["item_column"]
 
 
+def with_text_columns(table: Table, config: DataConfig) -> DataConfig:
+  """The config with the text columns that an items file has; adds to the table's notes which were taken or lack."""
+  found = {role: _find(table.columns, config, role) for role in _TEXT_KNOWN_AS}
+  for role, name in found.items():
+    if name is not None and _guessed(config, role, name):
+      table.notes.append(f"column {name!r} is taken as {role.split('_')[0]}{_rather_than(table, role, name)}")
+  named = {getattr(config, role) for role, name in found.items() if name is None} - set(_TEXT_DEFAULTS)
+  for name in sorted(named | set(config.extra_columns) - set(table.columns)):
+    table.notes.append(f"WARNING: {table.path.name} has no column {name!r}: its columns are {', '.join(table.columns)}")
+  return dataclasses.replace(config, **{role: name for role, name in found.items() if name is not None})
+
+
 def _all(table: Table, config: DataConfig, roles: Sequence[str], headers: str) -> dict[str, str]:
   found = {role: _find(table.columns, config, role) for role in roles}
   missing = [role for role, name in found.items() if name is None]
@@ -135,7 +155,7 @@ def _find(header: Sequence[str], config: DataConfig, role: str) -> str | None:
   name = getattr(config, role)
   if not name or name in header:
     return name
-  known = _KNOWN_AS[role] if name == getattr(_DEFAULTS, role) else ()
+  known = _ALL_KNOWN_AS[role] if name == getattr(_DEFAULTS, role) else ()
   plain = {_plain(other): other for other in reversed(header)}
   return next((plain[_plain(other)] for other in known if _plain(other) in plain), None)
 
@@ -146,7 +166,7 @@ def _plain(name: str) -> str:
 
 def _rather_than(table: Table, role: str, name: str) -> str:
   """Names the columns that could have been taken as well."""
-  known = [_plain(other) for other in _KNOWN_AS[role]]
+  known = [_plain(other) for other in _ALL_KNOWN_AS[role]]
   others = [other for other in table.columns if other != name and _plain(other) in known]
   return f", not {' or '.join(map(repr, others))}" if others else ""
 

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_BOM = "\ufeff"  # inside of a file where several were joined
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 _WHOLE_OR_INTEGER = r"^\s*-?\d+(\.0+)?\s*$"
 
 
 def cleaned(name: str) -> str:
   """One id without blanks around it, and a whole number without its ".0"."""
-  name = name.strip()
+  name = name.strip().strip(_BOM).strip()
   whole = _WHOLE.fullmatch(name)
   return whole[1] if whole else name
 
@@ -61,7 +62,8 @@ class Numbers:
     Returns:
       What each number becomes, int32; None where nothing changes.
     """
-    ids = pc.utf8_trim_whitespace(self.ids)  # pyright: ignore[reportAttributeAccessIssue]
+    ids = pc.utf8_trim(self.ids, _BOM)  # pyright: ignore[reportAttributeAccessIssue]
+    ids = pc.utf8_trim_whitespace(ids)  # pyright: ignore[reportAttributeAccessIssue]
     if pc.any(pc.match_substring(ids, ".0")).as_py():  # pyright: ignore[reportAttributeAccessIssue]
       whole = pc.match_substring_regex(ids, _WHOLE_OR_INTEGER)  # pyright: ignore[reportAttributeAccessIssue]
       if pc.all(whole).as_py():  # pyright: ignore[reportAttributeAccessIssue]

@@ -191,7 +191,9 @@ class InteractionFiles:
       try:
         item_id = text_of(row.get(self._item_id))
       except ValueError as error:
-        raise InputError(f"{place} has a {self._item_id} that is no id ({error}): write the file again.") from None
+        raise InputError(
+          f"{place} has a value of {self._item_id!r} that cannot be an id ({error}): write the file again."
+        ) from None
       if item_id is None:
         raise InputError(f"{place} has no {self._item_id}: give it one or remove the row.")
       item_id = item_id if item_id in row_of else cleaned(item_id)
@@ -257,7 +259,9 @@ class InteractionsDirectory:
     interactions = _one(root, "interactions") or _one_atomic(root, ".inter")
     items = _one(root, "items") or _one_atomic(root, ".item")
     assert interactions is not None
-    return InteractionFiles(str(root), config, *tables_of(interactions, items, config))
+    log, catalogue = tables_of(interactions, items, config)
+    read = columns_lib.with_text_columns(catalogue, config) if catalogue is not None else config
+    return InteractionFiles(str(root), read, log, catalogue, config)
 
   def wanted(self, category: str | None) -> str:
     del category

@@ -48,7 +48,7 @@ class JsonFile:
       raise InputError(
         f"{path} is one JSON array: write one object per line, for example by `jq -c '.[]' {path.name} > new.jsonl`."
       )
-    row: dict[str, Any] = {}  # what the first rows hold: one may lack a value, or have an empty list
+    row: dict[str, Any] = {}  # what the first rows hold; the very first may have gaps
     for _, values in itertools.islice(self.rows(), _SAMPLE):
       row |= {name: value for name, value in values.items() if row.get(name) in (None, [])}
     if not row:
