@@ -5,6 +5,7 @@ Hypothesis draws the damage, from fixed seeds: mutations of valid files, JSON va
 """
 
 import contextlib
+import csv
 import dataclasses
 import gzip
 import io
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
 from rastp_jax.data import prepared, vectors
-from rastp_jax.data.sources import detect
+from rastp_jax.data.sources import csv_files, detect
 from rastp_jax.data.vectors import Order
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
@@ -417,6 +418,57 @@ def test_damaged_files(tmp_path, name):
   def run(files):
     write(root, files)
     check(lambda: reader.read(root))
+
+  run()
+
+
+CELLS = [
+  "fine",
+  "a, b",
+  'he said "no"',
+  '5" pipe',
+  "two\nlines",
+  "",
+  "a;b",
+  "a\tb",
+  "a\\b",
+  'end"',
+  '"',
+  "end\\",
+  "1,2,3",
+]
+
+
+def test_csv_of_any_dialect_is_read_as_it_was_written(tmp_path, monkeypatch):
+  root = tmp_path / "raw"
+  rows = [{"user": f"u{k % 2}", "item": f"i{k % 5}", "timestamp": k} for k in range(12)]
+
+  @fuzz
+  @hypothesis.given(
+    st.randoms(use_true_random=False), st.booleans(), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+  )
+  def run(random, doubled, quoting):
+    # Where nothing is escaped but a backslash, nothing tells that it is.
+    cells = random.sample([cell for cell in CELLS if doubled or "\\" not in cell], 3)
+    names = random.sample(["user", "item", "timestamp", "review", "note"], 5)
+    form = {
+      "delimiter": random.choice(",;\t"),
+      "quoting": quoting,
+      "doublequote": doubled,
+      "escapechar": None if doubled else "\\",
+      "lineterminator": random.choice(["\n", "\r\n"]),
+    }
+    log, items = io.StringIO(), io.StringIO()
+    writer = csv.DictWriter(log, names, **form)
+    writer.writeheader()
+    writer.writerows(row | {"review": random.choice(cells), "note": random.choice(cells)} for row in rows)
+    titles = {f"i{k}": random.choice(cells) for k in range(5)}
+    csv.writer(items, **form).writerows([("item", "title"), *titles.items()])
+    write(root, {"interactions.csv": log.getvalue().encode(), "items.csv": items.getvalue().encode()})
+    monkeypatch.setattr(csv_files, "_BLOCK", random.choice([64, 300, 1 << 20]))
+    raw = detect.open_source(DataConfig(dataset="mine", k_core=1), str(root)).read()
+    assert raw.items.tolist() == [0, 2, 4, 1, 3, 0, 1, 3, 0, 2, 4, 1] and raw.user_ids.to_pylist() == ["u0", "u1"]
+    assert [item.title for item in raw.catalogue] == list(titles.values())
 
   run()
 
