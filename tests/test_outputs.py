@@ -107,6 +107,13 @@ def test_a_directory_is_refused(tmp_path, name):
   assert {path.name for path in tmp_path.iterdir()} == {"directory", "link"}
 
 
+def test_standard_output_is_not_a_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match="cannot be written to standard output"):
+    files.new_directory(files.STDOUT).__enter__()
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_link_to_itself_is_refused(tmp_path):
   (tmp_path / "loop").symlink_to("loop")
   with pytest.raises(InputError, match="leads to itself"):

@@ -32,7 +32,9 @@ class DataConfig(Section):
     "beauty", "beauty, sports, toys, synthetic, synthetic_long, or a name of your own: a-z, 0-9, _"
   )
   data_dir: str = setting("data", "prepared datasets and semantic IDs are here", may=ANYWHERE | May.HOST)
-  max_items: int = setting(29, "history items a model reads at most (the most recent ones)", at_least=1)
+  max_items: int = setting(
+    29, "history items a model reads at most (the most recent ones)", at_least=1, at_most=8192
+  )  # choosing batch lengths takes memory in proportion to its square
   bucket_lengths: tuple[int, ...] = setting(
     (), "batches come in these static lengths, in items; (): chosen to fit the data", at_least=1, may=May.DECODE
   )

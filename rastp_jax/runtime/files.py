@@ -127,6 +127,8 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """
   path = check_path(path)
   target = pathlib.Path(os.path.realpath(path))  # a link stays, and what it leads to is made
+  if os.fspath(path) == STDOUT:
+    raise InputError("A directory cannot be written to standard output: give a name in place of -.")
   try:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
       raise InputError(f"{path} exists and is not empty: choose a new directory, or remove it.")
