@@ -13,6 +13,7 @@ from rastp_jax.config import Config
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
 from rastp_jax.runtime import files
+from rastp_jax.semantic_ids import codes
 from rastp_jax.serving import recommendation_files
 from rastp_jax.serving.recommender import Recommendation, UserRecommendations
 from rastp_jax.training.plan import SavedProgress
@@ -105,6 +106,14 @@ def test_a_directory_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="it is a directory"):
       refused(f"{tmp_path}/{name}")
   assert {path.name for path in tmp_path.iterdir()} == {"directory", "link"}
+
+
+def test_archives_that_are_not_files_are_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "fifo.npz")
+  (tmp_path / "directory.npz").mkdir()
+  for name in ("fifo", "directory"):
+    with pytest.raises(InputError, match="cannot be read as semantic IDs .*it is not a file"):
+      codes.load(tmp_path / f"{name}.npz", dataset="mine", fingerprint="f", num_items=3)
 
 
 def test_standard_output_is_not_a_directory(tmp_path, monkeypatch):

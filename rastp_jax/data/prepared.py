@@ -552,7 +552,7 @@ def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     InputError: the file is torn or damaged (it holds checksums), or is not such a file.
   """
   try:
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with files.open_npz(path) as file:
       items, offsets = file["items"], file["offsets"]
     if (items.dtype, offsets.dtype, int(offsets[-1])) != (np.int32, np.int64, len(items)):
       raise ValueError("the arrays do not fit each other")

@@ -164,7 +164,7 @@ def _in_order(path, vectors: np.ndarray, ids: np.ndarray, item_ids: Sequence[str
   if missing:
     raise InputError(
       f"{path} has no row for {len(missing)} of the {len(item_ids)} items, the first of them item {missing[0]!r} (its "
-      f"own ids look like {names[:1]}): use embeddings of this dataset, under its item ids."
+      f"own ids look like {next(iter(names), '')!r}): use embeddings of this dataset, under its item ids."
     )
   rows = np.array([row_of[name] for name in item_ids], np.int64)
   return vectors if np.array_equal(rows, np.arange(len(vectors))) else vectors[rows]

@@ -51,7 +51,7 @@ def load(path: str | os.PathLike, name: str) -> Result:
   """
   values = read_metrics(path, name)
   try:
-    with ranks_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with files.open_npz(ranks_path(path)) as file:
       ranks = file["ranks"]
     counted = {key: metrics.user_values(ranks, key).mean() for key in metrics.names(values["config"]["eval"]["top_k"])}
     fits = len(ranks) == values["users"] and all(abs(values[key] - value) < 1e-9 for key, value in counted.items())

@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
+import numpy as np
+
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import buckets
 
@@ -188,6 +190,17 @@ def _same(target: int | pathlib.Path, other: pathlib.Path) -> bool:
   except OSError:
     return not isinstance(target, int) and os.path.realpath(target) == os.path.realpath(other)
   return os.path.samestat(found, expected) and not stat.S_ISCHR(found.st_mode)
+
+
+@contextlib.contextmanager
+def open_npz(path: str | os.PathLike) -> Iterator[Any]:
+  """The arrays of an .npz, by name. A damaged one shows as whatever zipfile, zlib and NumPy happen to raise."""
+  path = check_path(path)
+  if path.exists() and not path.is_file():  # reading a FIFO would wait
+    raise ValueError("it is not a file")
+  # NumPy leaves a file open that turns out not to be a whole .npz.
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    yield arrays
 
 
 def first_line(error: Exception) -> str:

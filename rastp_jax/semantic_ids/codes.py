@@ -156,7 +156,7 @@ def load(
     )
   try:
     # Opened here: numpy leaves a file open that turns out not to be a whole .npz.
-    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with files.open_npz(path) as file:
       codes, widths, provenance = (file[name] for name in _FIELDS)
       learned = file[_LEARNED] if _LEARNED in file else codes[:, :-1]
     provenance = _with_current_names(files.parse_json(str(provenance)))

@@ -42,7 +42,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     )
   try:
     if path.suffix == ".npz":
-      with path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+      with files.open_npz(path) as archive:
         weights = {name: archive[name] for name in archive.files}
     else:
       weights = load_file(path)

@@ -2,9 +2,8 @@
 
 import os
 
-import numpy as np
-
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import files
 from rastp_jax.semantic_ids.quantizers.base import Quantizer
 from rastp_jax.semantic_ids.quantizers.random_codes import RandomCodes
 from rastp_jax.semantic_ids.quantizers.residual_kmeans import ResidualKMeans
@@ -23,7 +22,7 @@ def load(path: str | os.PathLike) -> Quantizer:
     InputError: the file is missing, torn, or of a method that this version does not know.
   """
   try:
-    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with files.open_npz(path) as file:
       arrays = dict(file)
     return QUANTIZERS[str(arrays.pop("method"))].from_arrays(arrays)
   except Exception as error:  # zipfile, zlib and numpy each raise their own kinds on a torn file
