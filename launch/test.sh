@@ -6,7 +6,11 @@ echo "== Checking style"
 .venv/bin/python -m ruff format --check .
 echo "== Checking words (docs/words.txt)"
 .venv/bin/codespell
-echo "== Checking types"
-.venv/bin/pyright
+echo "== Checking types beside the tests"
+.venv/bin/pyright >.venv/types.txt 2>&1 &
+types=$! failed=0
 echo "== Running the tests (about ten minutes on 2 cores)"
-exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@" || failed=$?
+wait "$types" || failed=$?
+echo "== Types: $(tail -n 30 .venv/types.txt)"
+exit "$failed"

@@ -124,16 +124,16 @@ def test_a_lost_process_ends_the_other_within_a_minute(tmp_path, cache):
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on(tmp_path, cache, one):
   workdir = tmp_path / "run"
-  long = ("--set=train__log_every=1 steps", "--set=train__length=60 steps", "--set=train__eval_every=60 steps")
+  long = ("--set=train__log_every=1 steps", "--set=train__length=40 steps", "--set=train__eval_every=40 steps")
   processes = start(workdir, cache, processes=2, arguments=long)
   until(lambda: (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= 2)
   processes[1].send_signal(signal.SIGTERM)
   assert finish(processes) == [75, 75], log(workdir).read_text()
   stopped = len(losses(workdir))
-  assert 2 <= stopped < 60
+  assert 2 <= stopped < 40
   assert finish(start(workdir, cache, processes=2, arguments=long)) == [0, 0]
   got, expected = losses(workdir), losses(one)
-  assert list(got) == list(range(1, 61))
+  assert list(got) == list(range(1, 41))
   np.testing.assert_allclose([got[number] for number in expected], list(expected.values()), rtol=1e-5)
 
 

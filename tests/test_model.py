@@ -56,6 +56,28 @@ def test_dropout_without_a_key_changes_nothing():
   np.testing.assert_array_equal(Dropout(None)(x, 0.5), x)
 
 
+def test_ages_tell_which_item_is_the_newest():
+  """One vector per age is added to all tokens of an item; padding does not count, and the oldest items share one."""
+  plain, aged = (
+    encoder_decoder.EncoderDecoder(
+      ModelConfig(d_model=8, num_heads=2, head_dim=4, d_ff=8, encoder_blocks=1, decoder_blocks=1, item_ages=ages),
+      ReductionConfig(after_block=(0,)),
+      WIDTHS,
+      rngs=nnx.Rngs(0),
+    )
+    for ages in (0, 3)
+  )
+  assert not hasattr(plain, "age_embedding") and aged.age_embedding.shape == (3, 8)
+  codes = jnp.zeros((2, 5, 3), jnp.int32).at[1, 2:].set(-1)
+  ages = np.asarray([[2, 2, 2, 1, 0], [1, 0, 0, 0, 0]])
+  added = aged.embed_history(codes).hidden - plain.embed_history(codes).hidden
+  expected = np.repeat(np.asarray(aged.age_embedding[...])[ages], plain.layout.item_length, axis=1)
+  expected = expected.reshape(2, 5, plain.layout.item_length, 8)
+  expected[:, :, plain.layout.depth :] = 0  # a separator is no token of the item
+  real = np.asarray(plain.embed_history(codes).mask)
+  np.testing.assert_allclose(np.asarray(added)[real], expected.reshape(2, -1, 8)[real], atol=1e-6)
+
+
 def search(model, history, transitions, width, renormalize=False):
   return jax.jit(lambda h: beam_search(model, model.encode(h), transitions, width, renormalize=renormalize))(history)
 

@@ -296,7 +296,7 @@ def test_killed_process_goes_on(tmp_path):
   script = (
     "import pathlib, sys\n"
     "from tests.helpers.training import run\n"
-    "run(pathlib.Path(sys.argv[1]), train__length='60 steps', train__checkpoint_every='2 steps')"
+    "run(pathlib.Path(sys.argv[1]), train__length='30 steps', train__checkpoint_every='2 steps')"
   )
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-c", script, str(tmp_path / "killed")]
@@ -309,9 +309,9 @@ def test_killed_process_goes_on(tmp_path):
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-  assert newest(tmp_path / "killed") < 60
-  run(tmp_path / "killed", train__length="60 steps", train__checkpoint_every="2 steps")
-  run(tmp_path / "whole", train__length="60 steps", train__checkpoint_every="60 steps")
+  assert newest(tmp_path / "killed") < 30
+  run(tmp_path / "killed", train__length="30 steps", train__checkpoint_every="2 steps")
+  run(tmp_path / "whole", train__length="30 steps", train__checkpoint_every="30 steps")
   assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
   assert_equal(saved_params(tmp_path / "killed").params, saved_params(tmp_path / "whole").params)
 

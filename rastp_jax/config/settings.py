@@ -244,6 +244,12 @@ class ModelConfig(Section):
     "memory grows with the catalogue)",
     choices=("none", "set", "vectors"),
   )
+  item_ages: int = setting(
+    0,
+    "learned vectors for as many ages of an item (the newest is one age, older ones than these share the last), added "
+    "to its tokens; 0: none, as published",
+    at_least=0,
+  )
   uniform_width: bool = setting(False, "True: every level is as wide as the widest, as published")
   relative_buckets: int = setting(32, "buckets of relative positions", at_least=4)
   relative_max_distance: int = setting(128, "distances from here on share a bucket")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.model.interface import DecodingState
@@ -77,6 +77,8 @@ class EncoderDecoder(nnx.Module):
       self.item_vectors = normal(num_items, d)
     if config.item_scores == "set":
       self.level_queries = normal(len(widths), d)
+    if config.item_ages:
+      self.age_embedding = normal(config.item_ages, d)
 
   def embed_codes(self, codes: Int[Array, "... C"], first_level: int = 0) -> Float[Array, "... C D"]:
     """Looks codes up in the one table both stacks share; padding (-1) takes row 0, to be masked by the caller."""
@@ -99,6 +101,8 @@ class EncoderDecoder(nnx.Module):
         self.separator[...].astype(hidden_BNCD.dtype), (batch, items, 1, self.config.d_model)
       )
       hidden_BNCD = jnp.concatenate([hidden_BNCD, separator], axis=2)
+    if self.config.item_ages:
+      hidden_BNCD += self._embed_ages(history[:, :, 0] >= 0)[:, :, None]
     length = items * self.layout.item_length
     return Tokens(
       hidden=hidden_BNCD.reshape(batch, length, -1),
@@ -106,6 +110,12 @@ class EncoderDecoder(nnx.Module):
       positions=jnp.arange(length, dtype=jnp.int32)[None],  # before any stage all rows have the same places
       row_hash=_row_hash(history),
     )
+
+  def _embed_ages(self, items: Bool[Array, "B N"]) -> Float[Array, "B N D"]:
+    """T5's relative positions tell the encoder an item's neighbours; this tells everyone which item is the newest."""
+    older = jnp.sum(items, axis=1, keepdims=True) - 1 - jnp.arange(items.shape[1], dtype=jnp.int32)
+    table = self.age_embedding[...]
+    return products.look_up(table, jnp.clip(older, 0, table.shape[0] - 1), self.config.dtype)
 
   def encode(self, history: Int[Array, "B N R"], *, key: PRNGKeyArray | None = None) -> Tokens:
     """Runs the encoder; reduction stages shorten what comes out.
