@@ -146,8 +146,12 @@ def test_share_1_needs_no_beams_and_is_the_ranking_of_all_items():
   rows = jnp.asarray(make_batch(saved)[0]["history"])
   answer = lambda rows: decode.answer(saved.model, tables, rows, saved.config.eval, saved.config.counts)
   found = jax.jit(answer)(rows)
-  memory = saved.model.encode(jnp.where(rows[..., None] >= 0, tables.read[rows], -1))
-  best, items = jax.lax.top_k(saved.model.item_log_probs(memory, tables.codes), 12)
+
+  def ranking(rows):
+    memory = saved.model.encode(jnp.where(rows[..., None] >= 0, tables.read[rows], -1))
+    return jax.lax.top_k(saved.model.item_log_probs(memory, tables.codes), 12)
+
+  best, items = jax.jit(ranking)(rows)
   np.testing.assert_array_equal(found.items, items)
   np.testing.assert_allclose(found.log_probs, best, rtol=1e-5)
   beams = jax.jit(

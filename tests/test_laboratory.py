@@ -4,6 +4,7 @@ import dataclasses
 import re
 import xml.etree.ElementTree
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -99,14 +100,14 @@ def test_oracles_are_what_they_say(saved):
   screen = Screen(saved, users=10)
   (batch, real), *_ = screen._batches
   graph, params = nnx.split(saved.model)
-  fresh = lambda: nnx.merge(graph, params)
-  mass = np.asarray(oracles.cross_attention(fresh(), batch))
-  config, mask = saved.config.model, np.asarray(fresh().encode(batch["history"]).mask)
+  seen = lambda function: np.asarray(jax.jit(lambda params: function(nnx.merge(graph, params), batch))(params))
+  mass, mask = seen(oracles.cross_attention), seen(lambda model, batch: model.encode(batch["history"]).mask)
+  config = saved.config.model
   np.testing.assert_allclose(
     mass[:real].sum(1), config.decoder_blocks * config.num_heads * len(saved.model.widths), rtol=1e-5
   )
   assert (mass[:real][~mask[:real]] == 0).all()
-  score = np.asarray(oracles.gradient(fresh(), batch))
+  score = seen(oracles.gradient)
   assert score.shape == mask.shape and (score[:real][mask[:real]] > 0).any() and np.isfinite(score).all()
   rows = oracle_rows()
   kept = screen.see(rows["oracle, gradient, 1/2"])

@@ -113,7 +113,8 @@ class EncoderDecoder(nnx.Module):
 
   def _embed_ages(self, items: Bool[Array, "B N"]) -> Float[Array, "B N D"]:
     """T5's relative positions tell the encoder an item's neighbours; this tells everyone which item is the newest."""
-    older = jnp.sum(items, axis=1, keepdims=True) - 1 - jnp.arange(items.shape[1], dtype=jnp.int32)
+    places = jnp.arange(items.shape[1], dtype=jnp.int32)[None]
+    older = jnp.sum(items, axis=1, dtype=jnp.int32, keepdims=True) - 1 - places
     table = self.age_embedding[...]
     return products.look_up(table, jnp.clip(older, 0, table.shape[0] - 1), self.config.dtype)
 
