@@ -14,6 +14,8 @@ from rastp_jax import config as config_lib
 from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
+from rastp_jax.model.factory import make_model
+from rastp_jax.model.torch_names import load_published
 from rastp_jax.runtime import sharding
 from rastp_jax.training import import_torch_weights, runs, trainer
 from rastp_jax.training.setup import make_setup
@@ -106,6 +108,20 @@ def test_weights_of_another_model_leave_no_run(published_run, weights, change, s
       saved.config, saved.histories, saved.semantic_ids, changed, tmp_path / "run", "somewhere"
     )
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("setting", "parameter"),
+  [("model.item_ages", "age_embedding"), ("model.item_scores", "item_vectors"), ("reduction.method", "reducers/")],
+)
+def test_what_the_published_model_has_not_is_named(published_run, weights, setting, parameter):
+  saved = runs.load_model(published_run)
+  value = {"model.item_ages": 4, "model.item_scores": "vectors", "reduction.method": "learned_score"}[setting]
+  config = config_lib.with_values(saved.config, [(setting, value)])
+  ids = saved.semantic_ids
+  model = make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0))
+  with pytest.raises(InputError, match=f"The published model has no '{parameter}"):
+    load_published(model, weights)
 
 
 def test_a_run_is_never_overwritten(published_run, weights):

@@ -243,7 +243,8 @@ def answer() -> str:
   rastp = {"rastp, 1/2": "RASTP, half of the tokens"}
   others = [run for name, run in runs.items() if name not in (DENSE, *controls, *rastp) and run["method"] != "recent"]
   best = max(others, key=lambda run: run["ndcg@10"])
-  named = {DENSE: "dense", **rastp, best["name"]: f"best reduction: `{best['name']}`", **controls}
+  cheapest = {"item_sum, before block 0": "one token per item, before the first block"}
+  named = {DENSE: "dense", **rastp, **cheapest, best["name"]: f"best reduction: `{best['name']}`", **controls}
   rows = [["Amazon Beauty", "recall@10", "NDCG@10", "to dense", "95 % interval", "encoder FLOPs", "training time"]]
   rows += [[text, *_answer_cells(runs[name])] for name, text in named.items() if name in runs]
   counts = read("baselines_beauty")["models"]["counts"][dense["split"]]
@@ -309,6 +310,14 @@ def screen() -> str:
   for name, screened in read("laboratory")["screens"].items():
     about = screened["about"]
     parts += [f"`{name}`, {about['users']:,} {about['split']} users:", markdown(page.budgets_table(screened["rows"]))]
+  return "\n\n".join(parts)
+
+
+def laboratory_cost() -> str:
+  """What training steps take beside dense ones, timed in turns, a table for each config."""
+  parts = []
+  for name, timed in read("laboratory")["seconds"].items():
+    parts += [f"`{name}`, medians of {timed['about']['turns']} turns:", markdown(page.cost_table(timed["rows"]))]
   return "\n\n".join(parts)
 
 
@@ -379,6 +388,7 @@ TABLES = {
     tpu_traffic,
     quickstart,
     laboratory,
+    laboratory_cost,
     screen,
   )
 }

@@ -62,7 +62,7 @@ def load_published(model: EncoderDecoder, weights: Mapping[str, np.ndarray]) -> 
     weights: arrays under their PyTorch names.
 
   Raises:
-    InputError: a parameter is missing, left over, or of another shape.
+    InputError: a parameter is missing, left over, of another shape, or one that the published model lacks.
   """
   names = published_names(model)
   params = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -71,6 +71,12 @@ def load_published(model: EncoderDecoder, weights: Mapping[str, np.ndarray]) -> 
     raise InputError(
       f"The weights hold {left_over[0]!r} and {len(left_over) - 1} more parameters this model has no place for: give "
       "the config they were trained with."
+    )
+  unknown = [path for path, _ in params if path not in names]
+  if unknown:
+    raise InputError(
+      f"The published model has no {'/'.join(map(str, unknown[0]))!r}: leave out model.item_scores, model.item_ages and "
+      "reductions with weights of their own."
     )
   for path, param in params:
     name, transposed = names[path]
