@@ -75,8 +75,8 @@ def load_published(model: EncoderDecoder, weights: Mapping[str, np.ndarray]) -> 
   unknown = [path for path, _ in params if path not in names]
   if unknown:
     raise InputError(
-      f"The published model has no {'/'.join(map(str, unknown[0]))!r}: leave out model.item_scores, model.item_ages and "
-      "reductions with weights of their own."
+      f"The published model has no {'/'.join(map(str, unknown[0]))!r}: leave out model.item_ages, "
+      "model.item_scores and reductions with weights of their own."
     )
   for path, param in params:
     name, transposed = names[path]
