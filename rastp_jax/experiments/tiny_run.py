@@ -32,13 +32,13 @@ from rastp_jax.training.workdir import Workdir
 
 cli.define_host_flags()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-SET = flags.DEFINE_multi_string("set", [], "SECTION__FIELD=VALUE of the tiny config, the value as JSON or a word.")
+_SET = flags.DEFINE_multi_string("set", [], "SECTION__FIELD=VALUE of the tiny config, the value as JSON or a word.")
 _SEED = flags.DEFINE_integer("data_seed", 0, "Of the semantic IDs.")
 
 
 def main() -> int:
   with processes.raise_on_all():
-    config = make_config(**dict(_read(text) for text in SET.value))
+    config = make_config(**dict(_read(text) for text in _SET.value))
     histories, semantic_ids = make_data(_SEED.value)
   runs.check_same(config, histories, semantic_ids)
   setup = make_setup(config, histories, semantic_ids, validates=True)
