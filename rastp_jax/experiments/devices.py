@@ -7,7 +7,6 @@ batches and the same dropout on each number of devices; what is written is when 
 """
 
 import itertools
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -61,7 +60,7 @@ def _losses(method: str, count: int) -> np.ndarray:
   return loss / samples
 
 
-def _compare(losses: np.ndarray, first: Sequence[float]) -> dict[str, float | int | list[float] | None]:
+def _compare(losses: np.ndarray, first: np.ndarray) -> dict[str, float | int | list[float] | None]:
   difference = np.abs(losses - first) / np.abs(first)
   apart = np.flatnonzero(difference > APART)
   return {
