@@ -21,11 +21,14 @@ from rastp_jax.evaluation import breakdown, comparison, metrics, results, tables
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.evaluation.user_ranks import UserRanks
 from rastp_jax.generation.beam_search import beam_search
+from rastp_jax.generation.decode import item_tables, make_decode
 from rastp_jax.generation.trie import build_transitions
 from rastp_jax.model.encoder_decoder import EncoderDecoder
+from rastp_jax.reduction.methods import REDUCTIONS
 from rastp_jax.runtime import sharding
 from tests.helpers.data import LENGTHS, make_data
 from tests.helpers.results import make_result
+from tests.helpers.saved import make_saved
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -294,3 +297,13 @@ def test_runs_without_a_common_cut_off_are_refused():
   other.metrics["config"]["eval"]["top_k"] = [1]
   with pytest.raises(InputError, match=r"No cut-off is common to all runs \(a at \(5, 10\), b at \(1,\)\)"):
     tables.text({"beauty": comparison.group_seeds([make_result("a", [0, 1, 2, 3]), other])})
+
+
+@pytest.mark.parametrize("method", sorted(set(REDUCTIONS) - {"given"}))
+def test_every_method_is_decoded_on_each_device(method):
+  saved, _ = make_saved(method)
+  tables = item_tables(saved.semantic_ids, saved.histories, saved.config)
+  graph, params = nnx.split(saved.model)
+  decode = make_decode(saved.mesh, saved.config.eval, saved.config.counts)
+  answers = jax.eval_shape(decode, graph, params, tables, np.zeros((8, 12), np.int32))
+  assert answers.items.shape == (8, saved.config.eval.beam_width)
