@@ -362,7 +362,8 @@ def test_synthetic_rewards_history_and_nothing_else(tmp_path):
   assert {len(rows) for rows in users} <= set(range(5, 30)) and max(map(max, users)) < synthetic.NUM_ITEMS
   assert synthetic_recall.popularity_recall(users) < 0.1
   assert synthetic_recall.best_recall(source, users) > 0.8
-  assert synthetic_recall.best_recall(source, users, last=4) < 0.6  # old items matter
+  last_eight, last_six = (synthetic_recall.best_recall(source, users, last) for last in (8, 6))
+  assert round(last_eight, 2) == 0.87 and round(last_six, 2) == 0.6  # old items matter; docs/results.md tells how much
 
   # Knowing only the last item: the best 10 successors, counted on the very targets they are judged by (which flatters
   # them: what can be learned is half of the oracle's).

@@ -20,8 +20,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
-import numpy as np
-
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import buckets
 
@@ -195,6 +193,8 @@ def _same(target: int | pathlib.Path, other: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def open_npz(path: str | os.PathLike) -> Iterator[Any]:
   """The arrays of an .npz, by name. A damaged one shows as whatever zipfile, zlib and NumPy happen to raise."""
+  import numpy as np  # here: every command imports this module, and --help need not wait
+
   path = check_path(path)
   if path.exists() and not path.is_file():  # reading a FIFO would wait
     raise ValueError("it is not a file")

@@ -155,7 +155,6 @@ def load(
       "point config.data.data_dir to where they are."
     )
   try:
-    # Opened here: numpy leaves a file open that turns out not to be a whole .npz.
     with files.open_npz(path) as file:
       codes, widths, provenance = (file[name] for name in _FIELDS)
       learned = file[_LEARNED] if _LEARNED in file else codes[:, :-1]
