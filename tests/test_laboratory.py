@@ -20,6 +20,7 @@ from rastp_jax.experiments.lab.training import Trainings, holm
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.model.factory import make_model
 from rastp_jax.reduction.methods import REDUCTIONS
+from rastp_jax.runtime import files
 from rastp_jax.training.runs import SavedModel
 from tests.helpers.results import make_result
 from tests.helpers.training import one_device
@@ -123,23 +124,30 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   """From evaluated runs to rows of the JSON file: metrics, interval, costs, commands."""
   trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1, 2), str(tmp_path))
   rng = np.random.default_rng(0)
-  ranks = {name: rng.integers(0, 20, 200) for name in (DENSE, "recent, 1/2", "rastp, 1/2")}
-  monkeypatch.setattr(Trainings, "finished", lambda self, row: row.name in ranks)
+  seeds = {DENSE: (1, 2, 3), "recent, 1/2": (1, 2, 3), "recent, 1/4": (4,), "rastp, 1/2": (2, 3, 4)}
+  monkeypatch.setattr(Trainings, "finished", lambda self, row: set(seeds.get(row.name, ())))
   results = {
-    name: [make_result(name, found, seed=seed, training_samples=1e6) for seed in (1, 2)]
-    for name, found in ranks.items()
+    name: {seed: make_result(name, rng.integers(0, 20, 200), seed=seed, training_samples=1e6) for seed in its}
+    for name, its in seeds.items()
   }
-  monkeypatch.setattr(Trainings, "group", lambda self, row: training.Group(row.name, tuple(results[row.name])))
+  group = lambda self, row: training.Group(row.name, tuple(results[row.name][seed] for seed in self.seeds))
+  monkeypatch.setattr(Trainings, "group", group)
   rows = choose(["recent", "rastp"], ROWS)
   costs = {DENSE: 1.0, "recent, 1/2": 0.7, "rastp, 1/2": 0.7}
   runs = {run["name"]: run for run in training.merge([], training.collect(trainings, rows, costs, {}))}
-  dense, recent, rastp = (runs[name] for name in ranks)
+  assert {name: run["seeds"] for name, run in runs.items()} == {
+    DENSE: [1, 2, 3],
+    "recent, 1/2": [1, 2, 3],
+    "rastp, 1/2": [2, 3],  # dense was not trained with the fourth
+  }
+  dense, recent, rastp = (runs[name] for name in (DENSE, "recent, 1/2", "rastp, 1/2"))
   assert (dense["name"], recent["name"], recent["budget"], recent["stage"]) == (DENSE, "recent, 1/2", 1 / 2, "train")
-  values = {name: training.Group("", (found[0],)).user_values("ndcg@10") for name, found in results.items()}
-  expected = paired_bootstrap("ndcg@10", values[DENSE], values["recent, 1/2"])
+  values = lambda name, *its: training.Group("", tuple(results[name][seed] for seed in its)).user_values("ndcg@10")
+  expected = paired_bootstrap("ndcg@10", values(DENSE, 1, 2, 3), values("recent, 1/2", 1, 2, 3))
   assert (recent["ndcg@10_difference"], recent["p"]) == (expected.value, expected.p)
   assert recent["ndcg@10_difference_low"] < recent["ndcg@10_difference"] < recent["ndcg@10_difference_high"]
-  beside = paired_bootstrap("ndcg@10", values["recent, 1/2"], values["rastp, 1/2"])
+  assert rastp["dense_ndcg@10"] == np.mean(values(DENSE, 2, 3))
+  beside = paired_bootstrap("ndcg@10", values("recent, 1/2", 2, 3), values("rastp, 1/2", 2, 3))
   assert (rastp["control"], rastp["control_difference"]) == ("recent, 1/2", beside.value)
   assert "control" not in recent and dense["p_holm"] is None
   assert [recent["p_holm"], rastp["p_holm"]] == holm([recent["p"], rastp["p"]])
@@ -158,6 +166,19 @@ def test_runs_of_the_file_are_never_lost():
   found = {(one["stage"], one["name"]): one["p_holm"] for one in merged}
   assert found == {("train", "a"): 0.04, ("train", "b"): 0.04, ("train", DENSE): None, ("confirm", "a"): 0.5}
   assert stored[0].keys() == run("a", 0.0).keys(), "what was given is not changed"
+
+
+def test_seeds_are_collected_where_they_are_finished(tmp_path):
+  """Also those that this call does not ask for; without an evaluation a seed is not finished."""
+  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1,), str(tmp_path))
+  row = ROWS["recent, 1/2"]
+  for seed, evaluated in ((1, True), (2, False), (3, True)):
+    workdir = trainings.workdir(row, seed)
+    workdir.path.mkdir(parents=True)
+    files.write_json(workdir.summary, {"steps": 1})
+    if evaluated:
+      workdir.evaluation("validation").write_text("{}")
+  assert trainings.finished(row) == {1, 3} and trainings.finished(ROWS[DENSE]) == set()
 
 
 def test_rows_that_are_taught_name_the_dense_run(tmp_path):

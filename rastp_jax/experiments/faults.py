@@ -2,12 +2,14 @@
 
     python -m rastp_jax.experiment faults --runs=30 --output=docs/results/kill_resume.json
     python -m rastp_jax.experiment faults --runs=20 --signal=TERM --times=3 --output=docs/results/stop_resume.json
+    python -m rastp_jax.experiment faults --runs=5 --pairs=0 --kills=5 --runs_dir=gs://BUCKET/faults
     python -m rastp_jax.experiment faults --runs=0 --mutations=500 --histories=200000 --output=docs/results/faults.json
 
 Runs: each gets a signal several times, after a random delay from its first new checkpoint on, so that some kills
 interrupt a save. In the end every loss must be equal bit for bit, and the final evaluation too. Some runs have two
 processes, of which one or both are hit; the other one must then end by itself. After SIGTERM, however often it comes,
-every process must save and exit with the code that asks for a restart.
+every process must save and exit with the code that asks for a restart. In a bucket, what is kept on this machine is
+forgotten between two starts, as where a run goes on elsewhere.
 
 Mutations: a finished workdir is damaged from a seed (`mutations.py`) and resumed. It must restore exactly what was
 saved, the latest or an earlier checkpoint, or end in a sentence.
@@ -15,6 +17,7 @@ saved, the latest or an earlier checkpoint, or end in a sentence.
 Histories: as many are answered as `recommend` does, and the process's memory is read on the way.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -28,6 +31,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from etils import epath
 from flax import nnx
 
 from rastp_jax.data.items import Item
@@ -50,6 +54,9 @@ _SIGNAL = flags.DEFINE_enum("signal", "KILL", ("KILL", "TERM"), "The signal: SIG
 _PAIRS = flags.DEFINE_integer("pairs", 6, "How many of the runs have two processes.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random delays.")
 _TIMES = flags.DEFINE_integer("times", 1, "How often a signal comes, a moment apart.")
+_RUNS_DIR = flags.DEFINE_string(
+  "runs_dir", "", "gs://BUCKET/DIRECTORY for the runs. Default: a local folder."
+)
 _MUTATIONS = flags.DEFINE_integer("mutations", 0, "How many damaged workdirs to resume.")
 _HISTORIES = flags.DEFINE_integer("histories", 0, "How many histories to answer while memory is watched.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the counts. Default: print only.")
@@ -142,14 +149,14 @@ def _runs() -> dict[str, Any]:
     for index in range(_RUNS.value):
       processes = 2 if index >= _RUNS.value - _PAIRS.value else 1
       seeds.append(_SEED.value * 1000 + index)
-      workdir = directory / f"run{index}"
-      hits, saving, seconds = _run_and_hit(workdir, directory / "cache", processes, random.Random(seeds[-1]))
+      run = _Run(directory, f"run{index}", _RUNS_DIR.value)
+      hits, saving, seconds = _run_and_hit(run, processes, random.Random(seeds[-1]))
       slowest = max(slowest, seconds)
       counts["runs"] += 1
       counts["processes_hit"] += hits
       counts["hit_while_saving"] += saving
       counts["restarts"] += _KILLS.value
-      counts["losses_compared"] += _compare(workdir, references[processes])
+      counts["losses_compared"] += _compare(run, references[processes])
       print(f"run {index} ({processes} processes): equal; so far {counts}, slowest exit {slowest:.1f} s", flush=True)
   setting = {
     "signal": _SIGNAL.value,
@@ -161,33 +168,79 @@ def _runs() -> dict[str, Any]:
   return {**setting, **counts, "all_equal": True, "slowest_exit_seconds": round(slowest, 2), "seeds": seeds}
 
 
-def _uninterrupted(directory: pathlib.Path, processes: int) -> pathlib.Path:
-  workdir = directory / f"uninterrupted{processes}"
-  running = start(workdir, directory / "cache", processes=processes, arguments=ARGUMENTS)
-  _wait(running, workdir)
-  return workdir
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """A run that is started several times.
+
+  Attributes:
+    directory: of this machine, for the processes' output and compiled programs.
+    name: of the run.
+    bucket: gs://BUCKET/DIRECTORY that the workdir is in; "": in `directory`.
+  """
+
+  directory: pathlib.Path
+  name: str
+  bucket: str = ""
+
+  @property
+  def local(self) -> pathlib.Path:
+    """Names the processes' output, and is the workdir where there is no bucket."""
+    return self.directory / self.name
+
+  @property
+  def workdir(self) -> epath.Path:
+    return epath.Path(f"{self.bucket}/{self.name}" if self.bucket else self.local)
+
+  def start(self, processes: int) -> list[subprocess.Popen]:
+    arguments = [*ARGUMENTS, f"--workdir={self.workdir}"]  # the last of two counts
+    return start(self.local, self.directory / "cache", processes=processes, arguments=arguments)
+
+  def saves(self) -> list[epath.Path]:
+    """Of the checkpoints' folder, whole ones and others."""
+    folder = self.workdir / "checkpoints"
+    return list(folder.iterdir()) if folder.exists() else []
+
+  def newest(self) -> int:
+    return max((int(path.name) for path in self.saves() if path.name.isdigit()), default=0)
+
+  def half_saved(self) -> bool:
+    """Whether a save was interrupted: on a disk it has another name until it is whole, in a bucket it lacks a mark."""
+    if self.bucket:
+      return any(not (path / "commit_success.txt").exists() for path in self.saves())
+    return any("tmp" in path.name for path in self.saves())
+
+  def final(self) -> dict[str, Any]:
+    """The last evaluation, without what is not reproducible."""
+    metrics = json.loads((self.workdir / "final.json").read_text())
+    return {name: value for name, value in metrics.items() if name != "users_per_second"}
+
+  def wait(self, running: list[subprocess.Popen]) -> None:
+    """Fails unless all processes end with 0; leaves none behind."""
+    try:
+      assert [process.wait(WAIT) for process in running] == [0] * len(running), log(self.local).read_text()
+    finally:
+      for process in running:
+        process.kill()
 
 
-def _wait(running: list[subprocess.Popen], workdir: pathlib.Path) -> None:
-  """Fails unless all processes end with 0; leaves none behind."""
-  try:
-    assert [process.wait(WAIT) for process in running] == [0] * len(running), log(workdir).read_text()
-  finally:
-    for process in running:
-      process.kill()
+def _uninterrupted(directory: pathlib.Path, processes: int) -> _Run:
+  """The run that nothing disturbs, always on this machine."""
+  run = _Run(directory, f"uninterrupted{processes}")
+  run.wait(run.start(processes))
+  return run
 
 
-def _run_and_hit(workdir: pathlib.Path, cache: pathlib.Path, processes: int, moments: random.Random):
+def _run_and_hit(run: _Run, processes: int, moments: random.Random) -> tuple[int, int, float]:
   """Returns how many processes were hit, how many left a half-written checkpoint, and the slowest exit in s."""
   hits, saving, slowest = 0, 0, 0.0
   number = signal.Signals[f"SIG{_SIGNAL.value}"]
   for _ in range(_KILLS.value):
-    running = start(workdir, cache, processes=processes, arguments=ARGUMENTS)
-    before = _newest(workdir)
+    before = run.newest()
+    running = run.start(processes)
     deadline = time.monotonic() + WAIT
-    while _newest(workdir) <= before and any(process.poll() is None for process in running):
+    while run.newest() <= before and any(process.poll() is None for process in running):
       assert time.monotonic() < deadline
-      time.sleep(0.002)
+      time.sleep(0.1 if run.bucket else 0.002)
     time.sleep(moments.uniform(0.0, 0.6))
     victims = running if moments.random() < 0.5 else [moments.choice(running)]
     finished = any(process.poll() is not None for process in running)
@@ -200,26 +253,18 @@ def _run_and_hit(workdir: pathlib.Path, cache: pathlib.Path, processes: int, mom
       for victim in victims:
         victim.send_signal(number)
     if number == signal.SIGKILL:
-      saving += any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
+      saving += run.half_saved()
     codes = [process.wait(WAIT) for process in running]  # a process that lost the other one ends by itself
     slowest = max(slowest, time.monotonic() - begin)
-    assert number == signal.SIGKILL or finished or set(codes) <= {EXIT_RESUME, 0}, (codes, log(workdir).read_text())
-  running = start(workdir, cache, processes=processes, arguments=ARGUMENTS)
-  _wait(running, workdir)
+    assert number == signal.SIGKILL or finished or set(codes) <= {EXIT_RESUME, 0}, (codes, log(run.local).read_text())
+  run.wait(run.start(processes))
   return hits, saving, slowest
 
 
-def _newest(workdir: pathlib.Path) -> int:
-  return max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()), default=0)
-
-
-def _compare(workdir: pathlib.Path, reference: pathlib.Path) -> int:
+def _compare(run: _Run, reference: _Run) -> int:
   """Fails unless all losses and the final metrics are equal; returns how many losses there are."""
-  ours, theirs = losses(workdir), losses(reference)
+  ours, theirs = losses(run.workdir), losses(reference.workdir)
   assert list(ours) == list(range(1, STEPS + 1)), sorted(ours)
   assert ours == theirs, {step: (ours[step], theirs[step]) for step in ours if ours[step] != theirs[step]}
-  final, expected = (json.loads((run / "final.json").read_text()) for run in (workdir, reference))
-  for metrics in (final, expected):
-    del metrics["users_per_second"]  # time is not reproducible
-  assert final == expected, (final, expected)
+  assert run.final() == reference.final(), (run.final(), reference.final())
   return len(ours)

@@ -119,7 +119,7 @@ def log(workdir: pathlib.Path, process: int = 0) -> pathlib.Path:
   return workdir.parent / f"{workdir.name}-{process}.log"
 
 
-def losses(workdir: pathlib.Path) -> dict[int, float]:
+def losses(workdir: os.PathLike) -> dict[int, float]:
   """step -> loss of every log line."""
   lines = [json.loads(line) for line in Workdir(workdir).log.read_text().splitlines()]
   return {line["step"]: line["loss"] for line in lines}

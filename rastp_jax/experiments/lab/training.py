@@ -71,11 +71,14 @@ class Trainings:
       found += [RunCommand(f"Training {title}", train, trained), RunCommand(f"Evaluating {title}", evaluate, evaluated)]
     return found
 
-  def finished(self, row: Row) -> bool:
-    return all(command.finished for command in self.commands(row))
+  def finished(self, row: Row) -> set[int]:
+    """The seeds that were trained and evaluated, whether this call asks for them or not."""
+    runs = self.workdir(row, 0).path.parent.glob("seed_*")
+    ended = lambda seed: all(one.finished for one in dataclasses.replace(self, seeds=(seed,)).commands(row))
+    return {seed for run in runs if ended(seed := int(run.name.removeprefix("seed_")))}
 
   def group(self, row: Row) -> Group:
-    """The row's evaluated seeds."""
+    """The results of `seeds`, all finished."""
     workdirs = [self.workdir(row, seed) for seed in self.seeds]
     return Group(row.name, tuple(evaluation_results.load(w.evaluation(self.split), str(w)) for w in workdirs))
 
@@ -83,7 +86,7 @@ class Trainings:
 def collect(
   trainings: Trainings, rows: Sequence[Row], costs: Mapping[str, float], seconds: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-  """A dict per finished row: metrics, and the difference to dense with its interval.
+  """A dict per finished row: metrics, and the difference to dense with its interval, over the seeds that both have.
 
   Args:
     trainings: which runs.
@@ -91,16 +94,17 @@ def collect(
     costs: encoder FLOPs of each row over dense's, by name.
     seconds: training seconds per sample over dense's, measured in turns; rows without stay None.
   """
-  finished = [row for row in rows if trainings.finished(row)]
-  dense = next((row for row in finished if row.name == DENSE), None)
+  finished = {row.name: trainings.finished(row) for row in rows}
+  dense = next((row for row in rows if row.name == DENSE), None)
   if dense is None:
     return []
-  groups = {row.name: trainings.group(row) for row in finished}
-  controls = {row.name: costs[row.name] for row in finished if row.method == CONTROL and row.name in costs}
-  base = groups[DENSE]
   runs = []
-  for row in finished:
-    group = groups[row.name]
+  for row in rows:
+    seeds = finished[row.name] & finished[DENSE]
+    if not seeds:
+      continue
+    mine = dataclasses.replace(trainings, seeds=tuple(sorted(seeds)))
+    base, group = mine.group(dense), mine.group(row)
     found = paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10"))
     run = {
       "name": row.name,
@@ -112,7 +116,7 @@ def collect(
       "split": trainings.split,
       "budget": row.budget,
       "settings": dict(row.settings),
-      "seeds": list(trainings.seeds),
+      "seeds": list(mine.seeds),
       "samples": group.mean("training_samples"),
       "beams": group.mean("beam_width"),
       "users": len(group.results[0].ranks),
@@ -125,13 +129,13 @@ def collect(
       "ndcg@10_difference_high": found.high,
       "p": found.p,
       "training_seconds_vs_dense": seconds.get(row.name),
-      "commands": [command.text for command in trainings.commands(row)],
+      "commands": [command.text for command in mine.commands(row)],
     }
-    control = _control(row, costs, controls)
+    control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
     if control is not None:
-      beside = paired_bootstrap("ndcg@10", groups[control].user_values("ndcg@10"), group.user_values("ndcg@10"))
+      beside = paired_bootstrap("ndcg@10", mine.group(control).user_values("ndcg@10"), group.user_values("ndcg@10"))
       run |= {
-        "control": control,
+        "control": control.name,
         "control_difference": beside.value,
         "control_difference_low": beside.low,
         "control_difference_high": beside.high,
@@ -140,17 +144,18 @@ def collect(
   return runs
 
 
-def _control(row: Row, costs: Mapping[str, float], controls: Mapping[str, float]) -> str | None:
-  """The finished row of the newest tokens alone whose encoder costs most nearly the same."""
+def _control(row: Row, costs: Mapping[str, float], others: Sequence[Row]) -> Row | None:
+  """The one of the newest tokens alone whose encoder costs most nearly the same."""
+  controls = [other for other in others if other.method == CONTROL and other.name in costs]
   if row.name == DENSE or row.method == CONTROL or row.name not in costs or not controls:
     return None
-  return min(controls, key=lambda name: abs(controls[name] - costs[row.name]))
+  return min(controls, key=lambda other: abs(costs[other.name] - costs[row.name]))
 
 
 def merge(stored: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Runs of the file and of now: what was found again takes the place of what was stored, nothing is lost.
 
-  Holm's correction is over all rows that were compared with the same dense run.
+  Holm's correction is over all rows that were compared with dense on the same samples.
   """
   runs = {(*comparison(run), run["name"]): dict(run) for run in (*stored, *found)}
   merged = list(runs.values())
