@@ -142,7 +142,9 @@ def test_of_several_that_come_at_once_one_gets_the_lock(server, monkeypatch):
   assert len(held) == 1 and len(refused) == 3
 
 
-def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(server, reference, tmp_path, monkeypatch):
+def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(
+  server, reference, tmp_path, monkeypatch, capsys
+):
   monkeypatch.chdir(tmp_path)
   workdir = "gs://bucket/runs/one"
   for batch in (4, 8):  # in the middle of a log interval, and before and after the checkpoint of step 5
@@ -150,6 +152,8 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(server, 
       training.run(workdir, batches=training.die_at(batch))
     another_machine()
   training.run(workdir)
+  said = " ".join(capsys.readouterr().out.split())
+  assert f"checkpoint {workdir}/checkpoints/12 " in said and f"--workdir={workdir}" in said and "/tmp" not in said
   another_machine()
   assert training.logged(workdir) == training.logged(reference)
   training.assert_equal(training.saved_params(workdir).params, training.saved_params(reference).params)

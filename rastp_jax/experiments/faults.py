@@ -40,7 +40,7 @@ from rastp_jax.experiments import mutations, results
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.experiments.tiny_run import log, losses, start
 from rastp_jax.model.factory import make_model
-from rastp_jax.runtime import sharding
+from rastp_jax.runtime import files, sharding
 from rastp_jax.serving import recommendation_files
 from rastp_jax.serving.recommender import Recommender
 from rastp_jax.training import trainer
@@ -54,9 +54,7 @@ _SIGNAL = flags.DEFINE_enum("signal", "KILL", ("KILL", "TERM"), "The signal: SIG
 _PAIRS = flags.DEFINE_integer("pairs", 6, "How many of the runs have two processes.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random delays.")
 _TIMES = flags.DEFINE_integer("times", 1, "How often a signal comes, a moment apart.")
-_RUNS_DIR = flags.DEFINE_string(
-  "runs_dir", "", "gs://BUCKET/DIRECTORY for the runs. Default: a local folder."
-)
+_RUNS_DIR = flags.DEFINE_string("runs_dir", "", "gs://BUCKET/DIRECTORY for the runs. Default: a local folder.")
 _MUTATIONS = flags.DEFINE_integer("mutations", 0, "How many damaged workdirs to resume.")
 _HISTORIES = flags.DEFINE_integer("histories", 0, "How many histories to answer while memory is watched.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the counts. Default: print only.")
@@ -72,6 +70,8 @@ WAIT = 1800  # seconds, for any start on a busy machine
 
 
 def main() -> None:
+  if _RUNS_DIR.value:
+    files.check_writable(_RUNS_DIR.value)
   outcome = {}
   if _MUTATIONS.value:
     outcome["mutations"] = _mutations(range(_SEED.value, _SEED.value + _MUTATIONS.value))

@@ -241,7 +241,8 @@ def answer() -> str:
   dense = runs[DENSE]
   controls = {"recent, 1/2": "recent tokens, half", "the last half of the items": "recent items, half"}
   rastp = {"rastp, 1/2": "RASTP, half of the tokens"}
-  others = [run for name, run in runs.items() if name not in (DENSE, *controls, *rastp) and run["method"] != "recent"]
+  compared = lambda name, run: name not in (DENSE, *controls, *rastp) and run["method"] != "recent"
+  others = [run for name, run in runs.items() if compared(name, run) and run["seeds"] == dense["seeds"]]
   best = max(others, key=lambda run: run["ndcg@10"])
   cheapest = {"item_sum, before block 0": "one token per item, before the first block"}
   named = {DENSE: "dense", **rastp, **cheapest, best["name"]: f"best reduction: `{best['name']}`", **controls}
@@ -250,6 +251,8 @@ def answer() -> str:
   counts = read("baselines_beauty")["models"]["counts"][dense["split"]]
   rows.append(["co-occurrence counts", f"{counts['recall@10']:.4f}", f"{counts['ndcg@10']:.4f}", "", "", "", ""])
   seeds = "one seed" if len(dense["seeds"]) == 1 else f"mean ± deviation over {len(dense['seeds'])} seeds"
+  if fewer := [text for name, text in named.items() if name in runs and runs[name]["seeds"] != dense["seeds"]]:
+    raise ValueError(f"{', '.join(fewer)}: other seeds than dense's {dense['seeds']}; train them with the same ones")
   note = (
     f"{dense['users']:,} users, their {dense['split']} items, full ranking, {dense['beams']:.0f} beams; "
     f"{dense['samples'] / 1e6:.1f} million training samples, {seeds}. *To dense*: relative difference of NDCG@10, its "

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
+from etils import epath
 from flax import nnx
 
 from rastp_jax.errors import EXIT_RESUME
@@ -119,9 +120,9 @@ def log(workdir: pathlib.Path, process: int = 0) -> pathlib.Path:
   return workdir.parent / f"{workdir.name}-{process}.log"
 
 
-def losses(workdir: os.PathLike) -> dict[int, float]:
+def losses(workdir: epath.Path | pathlib.Path) -> dict[int, float]:
   """step -> loss of every log line."""
-  lines = [json.loads(line) for line in Workdir(workdir).log.read_text().splitlines()]
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   return {line["step"]: line["loss"] for line in lines}
 
 

@@ -213,11 +213,12 @@ class Progress:
 def ending(best: BestMetric, step: int, workdir: pathlib.Path) -> str:
   """What a finished run has come to, on which checkpoint, and the command to go on with."""
   at = step if best.best_step is None else best.best_step
-  lines = [f"  checkpoint  {workdir / 'checkpoints' / str(at)}"]
+  shown = buckets.shown(workdir)
+  lines = [f"  checkpoint  {shown}/checkpoints/{at}"]
   if best.best is not None:
     lines.insert(0, f"  score       validation {CRITERION} {best.best:.4f}, the best, at step {at:,}")
   command = "evaluate" if best.best is not None else "recommend --users=all --output=recommendations.jsonl"
-  return "\n".join([*lines, f"  next        python -m rastp_jax.{command} --workdir={shlex.quote(str(workdir))}"])
+  return "\n".join([*lines, f"  next        python -m rastp_jax.{command} --workdir={shlex.quote(shown)}"])
 
 
 def duration_text(seconds: float) -> str:
