@@ -67,6 +67,18 @@ def test_what_fails_on_the_way_leaves_the_object_as_it_was(server):
   assert server.objects["bucket", "a"][1] == b"before"
 
 
+def test_a_new_directory_appears_once_it_is_whole(server):
+  with files.new_directory("gs://bucket/export") as place:
+    files.write_json(place / "a.json", {"one": 1})
+    (place / "b").write_text("two")
+    assert server.names() == []
+  assert server.names() == ["export/a.json", "export/b"]
+  with contextlib.suppress(KeyError), files.new_directory("gs://bucket/other") as place:
+    files.write_json(place / "a.json", {"one": 1})
+    raise KeyError
+  assert server.names() == ["export/a.json", "export/b"]
+
+
 @pytest.mark.parametrize("path", ["gs:/bucket/x", "s3://bucket/x", "gs://", "file:///x", "hdfs://host/x"])
 def test_paths_of_other_kinds_are_refused_and_make_no_folder(path, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

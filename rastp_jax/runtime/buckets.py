@@ -88,7 +88,7 @@ def upload(path: pathlib.Path) -> None:
   Raises:
     OSError: it cannot be uploaded.
   """
-  if remote(path) is None:
+  if remote(path) is None or not _unfinished.isdisjoint((path, *path.parents)):
     return
   found = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
   changed = [file for file in sorted(found, key=lambda file: file.name == _LAST) if _uploaded.get(file) != _state(file)]
@@ -99,6 +99,16 @@ def upload(path: pathlib.Path) -> None:
     except Exception as error:
       raise OSError(errno.EIO, f"cannot be uploaded: {_reason(error)}", str(remote(file))) from error
     _uploaded[file] = state
+
+
+@contextlib.contextmanager
+def unfinished(path: pathlib.Path) -> Iterator[None]:
+  """Nothing in this directory is uploaded inside the context: it will have another name."""
+  _unfinished.add(path)
+  try:
+    yield
+  finally:
+    _unfinished.remove(path)
 
 
 def upload_soon(path: pathlib.Path, seconds: float = 5.0) -> None:
@@ -259,6 +269,7 @@ def reaching(place: object) -> Iterator[None]:
 _copied: set[str] = set()  # names, of objects and directories
 _uploaded: dict[pathlib.Path, tuple[int, int]] = {}
 _uploaded_at: dict[pathlib.Path, float] = {}
+_unfinished: set[pathlib.Path] = set()  # directories that are being written under a temporary name
 
 
 @functools.cache

@@ -137,7 +137,8 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   except OSError as error:
     raise InputError(f"{path} cannot be written ({error.strerror}): choose another directory.") from error
   try:
-    yield temporary
+    with buckets.unfinished(temporary):
+      yield temporary
     temporary.chmod(0o755)  # mkdtemp's directories are private
     os.replace(temporary, target)
     buckets.upload(target)
