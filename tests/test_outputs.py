@@ -4,7 +4,10 @@ import json
 import os
 import pathlib
 import stat
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -18,7 +21,7 @@ from rastp_jax.serving import recommendation_files
 from rastp_jax.serving.recommender import Recommendation, UserRecommendations
 from rastp_jax.training.plan import SavedProgress
 from rastp_jax.training.workdir import Workdir
-from tests.helpers.commands import command
+from tests.helpers.commands import ROOT, command
 
 LINE = '{"user": "a", "history": ["3", "4"]}\n'
 
@@ -197,6 +200,27 @@ def test_recommend_writes_to_standard_output_and_nothing_else_there(published_ru
   assert code == 0, err
   (line,) = map(json.loads, out.splitlines())
   assert len(line["recommendations"]) == 3 and "3 recommendations for 1 users" in err
+
+
+def test_a_reader_that_has_ended_stops_neither_work_nor_leaves_a_traceback():
+  """`command | head`: what is told is thrown away, the rest is done."""
+  talks = "import sys; from rastp_jax.runtime import cli; cli.run(lambda: [print(i) for i in range(50_000)] and 3)"
+  pipe = subprocess.PIPE
+  with subprocess.Popen([sys.executable, "-c", talks], cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as talking:
+    assert [talking.stdout.readline() for _ in range(2)] == ["0\n", "1\n"]
+    talking.stdout.close()
+    assert (talking.wait(300), talking.stderr.read()) == (3, "")
+
+
+def test_an_output_whose_reader_has_ended_is_a_sentence(tmp_path):
+  fifo = tmp_path / "fifo"
+  os.mkfifo(fifo)
+  threading.Thread(target=lambda: fifo.open("rb").close()).start()
+  sentence = "fifo cannot be written to the end: what reads it has ended"
+  with pytest.raises(InputError, match=sentence), files.open_atomic(fifo) as file:
+    for _ in range(1000):
+      file.write(b"x" * 100_000)
+      time.sleep(0.01)
 
 
 def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 # Before libraries are imported that read their settings once.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -103,8 +103,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   A mistake in the flags, the config or the files (`InputError`) and what the machine lacks end in one line on stderr
   and `EXIT_MISTAKE`; a run of several processes that loses one of them in `EXIT_RESUME`.
   """
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text; stderr does this by itself
+  sys.stdout, sys.stderr = _until_gone(sys.stdout), _until_gone(sys.stderr)
   _one_device_per_core()
   # Orbax and TFDS log through absl too: show their warnings only.
   absl_logging.get_absl_handler().addFilter(_ours_or_serious)
@@ -131,6 +130,29 @@ def run(main: Callable[[], int | None]) -> NoReturn:
       raise
 
   app.run(guarded, flags_parser=_parse)
+
+
+class _UntilGone(io.FileIO):
+  """What a terminal or a pipe is told, until nobody reads it any more: the rest is thrown away, and work goes on."""
+
+  def write(self, data) -> int | None:
+    try:
+      return super().write(data)
+    except BrokenPipeError:
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self.fileno())
+      os.close(nowhere)
+      return super().write(data)
+
+
+def _until_gone(stream: TextIO) -> TextIO:
+  """The stream, which neither a reader that has ended (`| head`) nor a file's name that is not text can break."""
+  if not isinstance(stream, io.TextIOWrapper) or stream not in (sys.__stdout__, sys.__stderr__):
+    return stream  # a notebook's or a test's own
+  stream.flush()
+  raw = io.BufferedWriter(_UntilGone(stream.fileno(), "w", closefd=False))
+  buffered = not stream.line_buffering and stream is sys.__stdout__
+  return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=not buffered)
 
 
 def _ours_or_serious(record: logging.LogRecord) -> bool:

@@ -72,8 +72,11 @@ def open_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
     if isinstance(stream, int) and sys.stdout is not None:
       sys.stdout.flush()  # what was printed before goes before
     handle = os.dup(stream) if isinstance(stream, int) else os.open(stream, os.O_WRONLY)
-    with os.fdopen(handle, "wb") as file:
-      yield file
+    try:
+      with os.fdopen(handle, "wb") as file:
+        yield file
+    except BrokenPipeError:
+      raise InputError(f"{path} cannot be written to the end: what reads it has ended.") from None
     return
   target = _file(path)
   target.parent.mkdir(parents=True, exist_ok=True)
