@@ -12,7 +12,7 @@ from rastp_jax.configs import base
 
 
 def get_config(variants: str = ""):
-  config = base.get_config("cpu")
+  config = base.get_config("cpu,rastp")
   config.data.dataset = "synthetic"
   config.data.max_items = 16
   config.data.num_buckets = 2

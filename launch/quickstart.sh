@@ -36,7 +36,7 @@ step "2 of 7: what recommenders reach that are not trained" \
 step "3 of 7: training without a reduction" \
   $py -m rastp_jax.train --config="$config${variant}dense" --workdir="$workdir/dense" "$cache" "${training[@]}"
 step "4 of 7: training with RASTP" \
-  $py -m rastp_jax.train --config="$config" --workdir="$workdir/rastp" "$cache" "${training[@]}"
+  $py -m rastp_jax.train --config="$config${variant}rastp" --workdir="$workdir/rastp" "$cache" "${training[@]}"
 step "5 of 7: training with one token per item" \
   $py -m rastp_jax.train --config="$config${variant}items" --workdir="$workdir/items" "$cache" "${training[@]}"
 runs=(--workdir="$workdir/dense" --workdir="$workdir/rastp" --workdir="$workdir/items")

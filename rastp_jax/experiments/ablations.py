@@ -1,6 +1,6 @@
 """What single choices do to the time of a training step.
 
-    python -m rastp_jax.experiment ablations --config=configs/beauty.py:cpu --output=docs/results/ablations.json
+    python -m rastp_jax.experiment ablations --config=configs/beauty.py:cpu,rastp --output=docs/results/ablations.json
 
 Each choice is undone (or another one tried) by settings or by the environment, in a process of its own, because most of
 them are fixed when a process starts. All processes stay, and wait while another one's step is timed. The result is the

@@ -54,7 +54,7 @@ HEALTH = {
 
 def commands(name: str) -> list[RunCommand]:
   """Prepare, train and evaluate one code set."""
-  settings = ["--config=beauty:cpu", f"--config.data.data_dir={_directory(name) / 'data'}"]
+  settings = ["--config=beauty:cpu,rastp", f"--config.data.data_dir={_directory(name) / 'data'}"]
   codes = [f"--codes={pathlib.Path(_RAW_DIR.value) / 'published_ids' / PUBLISHED[name]}"] if name in PUBLISHED else []
   learned = [f"--config.{setting}" for setting in LEARNED.get(name, [])]
   length = [f"--config.train.length={_LENGTH.value}", "--config.train.patience=0"]
@@ -148,7 +148,7 @@ def main() -> None:
     "without random codes": rank_correlations([found for found in rows if found["name"] != "random"]),
   }
   result = {
-    "config": "beauty:cpu",
+    "config": "beauty:cpu,rastp",
     "length": _LENGTH.value,
     "rank_correlation_with_recall@10": correlations,
     "code_sets": rows,
