@@ -112,7 +112,7 @@ def test_weights_of_another_model_leave_no_run(published_run, weights, change, s
 
 @pytest.mark.parametrize(
   ("setting", "parameter"),
-  [("model.item_ages", "age_embedding"), ("model.item_scores", "item_vectors"), ("reduction.method", "reducers/")],
+  [("model.item_ages", "age_embedding"), ("model.item_scores", "item_embedding"), ("reduction.method", "reducers/")],
 )
 def test_what_the_published_model_has_not_is_named(published_run, weights, setting, parameter):
   saved = runs.load_model(published_run)

@@ -58,9 +58,10 @@ def test_scores_are_probabilities_of_all_items(kind):
   found = nnx.jit(lambda model, memory: model.item_log_probs(memory, codes))(model, memory)
   assert found.shape == (6, 50) and found.dtype == jnp.float32
   np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, rtol=1e-5)
-  if kind == "vectors":  # the state that the first level's head reads
-    state = np.asarray(model.decode(memory, jnp.zeros((6, 2), jnp.int32))[:, 0])
-    scores = state @ np.asarray(model.item_vectors[...]).T
+  if kind == "vectors":  # the state of the newest item's last token
+    newest = np.where(rows["history"] >= 0, 1, 0).sum(axis=1) * saved.model.layout.item_length - 1
+    state = np.asarray(memory.hidden)[np.arange(6), newest]
+    scores = state @ np.asarray(model.item_embedding[...]).T
   else:  # a level's query alone gives what all of them give together: none sees another
     scores = np.zeros((6, 50))
     for level in range(2):
@@ -85,7 +86,7 @@ def test_a_model_without_them_has_the_weights_it_had():
   plain, _ = make_saved()
   names = {kind: set(nnx.to_pure_dict(nnx.state(with_scores(kind)[0].model, nnx.Param))) for kind in KINDS}
   own = set(nnx.to_pure_dict(nnx.state(plain.model, nnx.Param)))
-  assert names == {"set": own | {"level_queries"}, "vectors": own | {"item_vectors"}}
+  assert names == {"set": own | {"level_queries"}, "vectors": own | {"item_embedding"}}
   codes = jnp.asarray(plain.semantic_ids.codes)
   history = jnp.asarray(plain.semantic_ids.codes[None, :3])
   assert jax.eval_shape(lambda: plain.model.item_log_probs(plain.model.encode(history), codes)) is None
@@ -98,7 +99,7 @@ def test_vectors_begin_as_what_users_take_together_and_are_read_with_the_history
   expected = cooccurrence_vectors(
     histories.items, *histories.training_spans(), histories.num_items, setup.config.model.d_model, 0
   )
-  found, width = np.asarray(params["item_vectors"]), expected.shape[1]
+  found, width = np.asarray(params["item_embedding"]), expected.shape[1]
   known = (expected != 0).any(axis=1)
   assert known.any()
   np.testing.assert_allclose(found[known][:, :width], expected[known], rtol=1e-6)
@@ -106,9 +107,9 @@ def test_vectors_begin_as_what_users_take_together_and_are_read_with_the_history
   batch = jax.tree.map(jnp.asarray, setup.batches[0])
 
   def loss(vectors):
-    return nnx.merge(setup.graph, {**params, "item_vectors": vectors}).encode(batch["history"]).hidden.sum()
+    return nnx.merge(setup.graph, {**params, "item_embedding": vectors}).encode(batch["history"]).hidden.sum()
 
-  gradient = np.asarray(jax.jit(jax.grad(loss))(params["item_vectors"]))
+  gradient = np.asarray(jax.jit(jax.grad(loss))(params["item_embedding"]))
   read = np.unique(np.asarray(batch["history"])[..., -1])
   assert set(np.flatnonzero((gradient != 0).any(axis=1))) == set(read[read >= 0])
 

@@ -240,8 +240,8 @@ class ModelConfig(Section):
   item_scores: str = setting(
     "none",
     "a second way to answer, which scores all items at once: set (all levels at once, from a learned query each), or "
-    "vectors (one of each item beside its codes, read with the history; they begin as what users take together, and "
-    "memory grows with the catalogue)",
+    "vectors (one of each item beside its codes, read with the history and compared with what the encoder makes of "
+    "its newest token; they begin as what users take together, and memory grows with the catalogue)",
     choices=("none", "set", "vectors"),
   )
   item_ages: int = setting(

@@ -74,7 +74,7 @@ class EncoderDecoder(nnx.Module):
     if config.item_scores == "vectors":
       if not num_items:
         raise ValueError("a model with vectors of items needs num_items")
-      self.item_vectors = normal(num_items, d)
+      self.item_embedding = normal(num_items, d)
     if config.item_scores == "set":
       self.level_queries = normal(len(widths), d)
     if config.item_ages:
@@ -94,7 +94,7 @@ class EncoderDecoder(nnx.Module):
     batch, items, _ = history.shape
     hidden_BNCD = self.embed_codes(history[..., : self.layout.depth])
     if self.config.item_scores == "vectors":
-      vectors = self.item_vectors[...].astype(hidden_BNCD.dtype)[jnp.maximum(history[..., -1], 0)]
+      vectors = self.item_embedding[...].astype(hidden_BNCD.dtype)[jnp.maximum(history[..., -1], 0)]
       hidden_BNCD = hidden_BNCD.at[:, :, 0].add(vectors)
     if self.separator is not None:
       separator = jnp.broadcast_to(
@@ -217,9 +217,17 @@ class EncoderDecoder(nnx.Module):
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     return self.logits(self.decode(self.encode(history, key=encoder_key), target, key=decoder_key))
 
-  def _vector_logits(self, state: Float[Array, "B D"]) -> Float[Array, "B I"]:
-    """All items' scores by the decoder's first state, float32."""
-    return jnp.dot(state, self.item_vectors[...].astype(state.dtype).T).astype(jnp.float32)
+  def _item_logits(self, encoded: Tokens) -> Float[Array, "B I"]:
+    """All items' scores by what the encoder makes of the newest token, float32.
+
+    As in SASRec (arXiv 1808.09781), what is compared with the items' vectors began as one of them: an item that was
+    hardly ever a target is found by its neighbours in histories. The decoder's first state, which has no such path,
+    leaves these items out (docs/results.md).
+    """
+    places = jnp.broadcast_to(encoded.positions, encoded.mask.shape)
+    newest = jnp.argmax(jnp.where(encoded.mask, places, -1), axis=1)
+    state = jnp.take_along_axis(encoded.hidden, newest[:, None, None], axis=1)[:, 0]
+    return jnp.dot(state, self.item_embedding[...].astype(state.dtype).T).astype(jnp.float32)
 
   def _set_logits(self, encoded: Tokens, drop: Dropout) -> list[Float[Array, "B V"]]:
     """One float32 array per level, from the level's own query; no level knows of another (SETRec, arXiv 2502.10833)."""
@@ -240,8 +248,7 @@ class EncoderDecoder(nnx.Module):
     if self.config.item_scores == "none":
       return None
     if self.config.item_scores == "vectors":
-      state = self._decode_alone(memory, self.bos[...][None], Dropout(None))[:, 0]
-      return jax.nn.log_softmax(self._vector_logits(state), axis=-1)
+      return jax.nn.log_softmax(self._item_logits(memory), axis=-1)
     levels = [jax.nn.log_softmax(logits, axis=-1) for logits in self._set_logits(memory, Dropout(None))]
     scores = sum(jnp.take(level, codes[:, number], axis=1) for number, level in enumerate(levels))
     return jax.nn.log_softmax(scores, axis=-1)
@@ -281,7 +288,7 @@ class EncoderDecoder(nnx.Module):
     levels = [mean_loss(logits, target[:, level], soft[level]) for level, logits in enumerate(self.logits(decoded))]
     parts = {f"loss_level_{level}": value for level, value in enumerate(levels)}
     if self.config.item_scores == "vectors":
-      parts["loss_items"] = mean_loss(self._vector_logits(decoded[:, 0]), target[:, depth])
+      parts["loss_items"] = mean_loss(self._item_logits(encoded), target[:, depth])
     if self.config.item_scores == "set":
       set_logits = self._set_logits(
         encoded, Dropout(None if decoder_key is None else jax.random.fold_in(decoder_key, 1))

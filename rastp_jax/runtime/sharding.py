@@ -32,7 +32,7 @@ _DEFAULT = MeshConfig()
 # are placed like it. An axis that does not divide its dimension is left out: that dimension stays whole.
 TABLE = (
   (r"code_embedding", PartitionSpec("tensor", "fsdp")),  # (codes, D)
-  (r"item_vectors", PartitionSpec("tensor", "fsdp")),  # (items, D)
+  (r"item_embedding", PartitionSpec("tensor", "fsdp")),  # (items, D)
   (r"heads/\d+/kernel", PartitionSpec("fsdp", "tensor")),  # (D, codes of a level)
   (r"(q|k|v)/kernel", PartitionSpec("fsdp", "tensor")),  # (D, heads * K)
   (r"o/kernel", PartitionSpec("tensor", "fsdp")),  # (heads * K, D)

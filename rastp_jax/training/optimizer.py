@@ -15,7 +15,7 @@ from rastp_jax.errors import InputError
 # Parameters that AdamW leaves undecayed, by a word in their path. Norms, biases and single vectors (BOS, separator) by
 # common practice. Embedding tables too (as in minGPT, unlike nanoGPT): a row whose code is rare would otherwise shrink
 # at every update in which it does not even occur. The relative-position "bias" is such a table.
-_UNDECAYED = ("bias", "norm", "embed", "separator", "bos", "item_vectors", "level_queries")
+_UNDECAYED = ("bias", "norm", "embed", "separator", "bos", "level_queries")
 
 
 def make_schedule(train: TrainConfig, total_updates: int | None, warmup_updates: int) -> optax.Schedule:

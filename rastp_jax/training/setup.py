@@ -79,7 +79,7 @@ class Setup:
     """The state before the first step, made where it belongs."""
     given = {}
     if self.config.model.item_scores == "vectors":
-      given["item_vectors"] = taken_together(self.histories, self.config.model.d_model)
+      given["item_embedding"] = taken_together(self.histories, self.config.model.d_model)
 
     def fresh(given: Mapping[str, jax.Array]) -> TrainState:
       params = fresh_params(self.config, self.semantic_ids)
