@@ -58,8 +58,8 @@ def test_scores_are_probabilities_of_all_items(kind):
   found = nnx.jit(lambda model, memory: model.item_log_probs(memory, codes))(model, memory)
   assert found.shape == (6, 50) and found.dtype == jnp.float32
   np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, rtol=1e-5)
-  if kind == "vectors":  # the state of the newest item's last token
-    newest = np.where(rows["history"] >= 0, 1, 0).sum(axis=1) * saved.model.layout.item_length - 1
+  if kind == "vectors":  # the state of the newest token that was kept: the last one, as their places rise
+    newest = np.asarray(memory.mask).sum(axis=1) - 1
     state = np.asarray(memory.hidden)[np.arange(6), newest]
     scores = state @ np.asarray(model.item_embedding[...]).T
   else:  # a level's query alone gives what all of them give together: none sees another
