@@ -58,7 +58,7 @@ def test_scores_are_probabilities_of_all_items(kind):
   found = nnx.jit(lambda model, memory: model.item_log_probs(memory, codes))(model, memory)
   assert found.shape == (6, 50) and found.dtype == jnp.float32
   np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, rtol=1e-5)
-  if kind == "vectors":  # the state of the newest token that was kept: the last one, as their places rise
+  if kind == "vectors":  # the state of the newest token that was kept: the last one, as positions rise
     newest = np.asarray(memory.mask).sum(axis=1) - 1
     state = np.asarray(memory.hidden)[np.arange(6), newest]
     scores = state @ np.asarray(model.item_embedding[...]).T
