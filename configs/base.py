@@ -96,8 +96,8 @@ def best(config):
   config.reduction.after_block = (-1,)
   config.model.item_scores = "vectors"
   config.eval.item_share = 0.8  # what Beauty's validation users chose
-  config.model.dropout = config.model.mlp_dropout = 0.2
-  config.train.length = "12 epochs"
+  config.model.dropout = config.model.mlp_dropout = 0.4
+  config.train.length = "40 epochs"
 
 
 VARIANTS = {"cpu": cpu, "reference": reference, "dense": dense, "rastp": rastp, "items": items, "best": best}

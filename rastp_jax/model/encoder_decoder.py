@@ -94,7 +94,7 @@ class EncoderDecoder(nnx.Module):
     batch, items, _ = history.shape
     hidden_BNCD = self.embed_codes(history[..., : self.layout.depth])
     if self.config.item_scores == "vectors":
-      vectors = self.item_embedding[...].astype(hidden_BNCD.dtype)[jnp.maximum(history[..., -1], 0)]
+      vectors = self.item_embedding[...][jnp.maximum(history[..., -1], 0)].astype(hidden_BNCD.dtype)
       hidden_BNCD = hidden_BNCD.at[:, :, 0].add(vectors)
     if self.separator is not None:
       separator = jnp.broadcast_to(
@@ -227,7 +227,7 @@ class EncoderDecoder(nnx.Module):
     places = jnp.broadcast_to(encoded.positions, encoded.mask.shape)
     newest = jnp.argmax(jnp.where(encoded.mask, places, -1), axis=1)
     state = jnp.take_along_axis(encoded.hidden, newest[:, None, None], axis=1)[:, 0]
-    return jnp.dot(state, self.item_embedding[...].astype(state.dtype).T).astype(jnp.float32)
+    return products.matmul_transposed(state, self.item_embedding[...].astype(state.dtype))
 
   def _set_logits(self, encoded: Tokens, drop: Dropout) -> list[Float[Array, "B V"]]:
     """One float32 array per level, from the level's own query; no level knows of another (SETRec, arXiv 2502.10833)."""
