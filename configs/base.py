@@ -44,6 +44,7 @@ def cpu(config):
   config.reduction.after_block = (-1,)
   config.reduction.keep_ratio = (1.0,)  # the method settles the budget
   config.model.dropout = config.model.mlp_dropout = 0.1
+  config.model.dtype = "auto"
   config.train.batch_size = 96
   config.train.length = "16 epochs"
   config.train.log_every = "100 steps"

@@ -2,11 +2,13 @@
 
     python -m rastp_jax.benchmark --config=configs/beauty.py --output=speed.json
 
-needs the prepared dataset (`python -m rastp_jax.prepare`). It prints one table and writes it with every single timing.
-The numbers are medians over repeats that take turns, so that ratios hold on a machine whose speed drifts. --quick
-takes two minutes: small batches, two repeats, training only.
+needs the prepared dataset (`python -m rastp_jax.prepare`). It prints one table and writes it with every single timing;
+after each part (training, input, decoding) the file has what there is, so that a run that is cut off has measured
+something. The numbers are medians over repeats that take turns, so that ratios hold on a machine whose speed drifts.
+--quick takes two minutes: small batches, two repeats, training only.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -37,8 +39,22 @@ _CATALOGUES = flags.DEFINE_list(
 )
 
 
-def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: list[int]) -> dict[str, Any]:
-  """Measures training; with catalogues also the input pipeline and decoding."""
+def benchmark(
+  config: Config,
+  batch_sizes: list[int],
+  repeats: int,
+  catalogues: list[int],
+  keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+  """Measures training; with catalogues also the input pipeline and decoding.
+
+  Args:
+    config: data, model, reduction.
+    batch_sizes: samples per step; of several, the fastest.
+    repeats: timings of each step.
+    catalogues: sizes that decoding is swept over; [] for training alone.
+    keep: is given what has been measured after each part.
+  """
   from rastp_jax.batches.buckets import bucket_lengths
   from rastp_jax.experiments.speed.decoding_speed import DecodingSpeed, cost_of_transitions
   from rastp_jax.experiments.speed.ratios import make_ratios
@@ -58,20 +74,22 @@ def benchmark(config: Config, batch_sizes: list[int], repeats: int, catalogues: 
   speed = make(list(variants))(batch_size)
   speed.run(repeats)
   result["training"] = speed.results()
+  keep(result)
   if catalogues:
     result["input"] = speed.live_and_constant("bucketed_pruned", steps=4, repeats=repeats)
+    keep(result)
     largest = max(catalogues)
     result["transitions"] = {str(largest): cost_of_transitions(largest, semantic_ids.widths[:-1])}
     decoding = DecodingSpeed(config, histories, semantic_ids, mesh, tuple(catalogues))
     decoding.run(repeats)
     result["decoding"] = decoding.results()
-  result["ratios"] = make_ratios(result)
-  return result
+    keep(result)
+  return {**result, "ratios": make_ratios(result)}
 
 
 def main():
   from rastp_jax.experiments import results
-  from rastp_jax.experiments.speed.ratios import describe
+  from rastp_jax.experiments.speed.ratios import describe, make_ratios
 
   try:
     batch_sizes, catalogues = ([int(value) for value in flag.value] for flag in (_BATCH_SIZES, _CATALOGUES))
@@ -80,14 +98,17 @@ def main():
   config = cli.load_config(_CONFIG.value)
   if _OUTPUT.value:
     files.check_writable(_OUTPUT.value)
+
+  def keep(result: dict[str, Any]) -> None:
+    if _OUTPUT.value:
+      found = {"ratios": make_ratios(result), "config": config_lib.to_dict(config), **result}
+      results.write_result(_OUTPUT.value, found)
+
   if _QUICK.value:
-    result = benchmark(config, [16], 2, [])
+    result = benchmark(config, [16], 2, [], keep)
   else:
-    result = benchmark(config, batch_sizes, _REPEATS.value, catalogues)
+    result = benchmark(config, batch_sizes, _REPEATS.value, catalogues, keep)
   print(describe(result))
-  if _OUTPUT.value:
-    config_values = {"config": config_lib.to_dict(config)}
-    results.write_result(_OUTPUT.value, {"ratios": result.pop("ratios"), **config_values, **result})
 
 
 if __name__ == "__main__":

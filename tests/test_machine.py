@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from rastp_jax.runtime import cli, machine
+from rastp_jax.configs import base
+from rastp_jax.runtime import cli, machine, xla
 from tests.helpers.commands import ROOT
 
 
@@ -80,3 +81,27 @@ def test_the_sentence_for_a_device_names_the_reason_without_advice_that_does_not
   monkeypatch.setattr(jax, "local_devices", fail)
   sentence = machine.explain(AssertionError())
   assert " finds no device (Unable to initialize backend 'tpu': no libtpu.so): install " in sentence
+
+
+@pytest.mark.parametrize(("flags", "has"), [("fpu avx512_bf16 amx_bf16 sse", True), ("fpu amx_bf16x sse", False)])
+def test_matrix_instructions_are_read_from_the_processor_s_flags(flags, has, tmp_path):
+  (tmp_path / "cpuinfo").write_text(f"model name : amx_bf16\nflags : {flags}\n")
+  assert xla._has_amx(str(tmp_path / "cpuinfo")) is has
+  assert not xla._has_amx(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("fast", ["float32", "bfloat16"])
+def test_auto_becomes_the_dtype_that_is_fast_here(fast, monkeypatch):
+  monkeypatch.setattr(xla, "_has_amx", lambda: fast == "bfloat16")
+  config = base.get_config("cpu")
+  assert config.model.dtype == "auto" and cli.load_config(config).model.dtype == fast
+  config.model.dtype = "float32"
+  assert cli.load_config(config).model.dtype == "float32"
+
+
+def test_accelerators_compute_in_bfloat16_and_cpus_of_several_processes_alike(monkeypatch):
+  monkeypatch.setattr(xla, "_has_amx", lambda: True)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert xla.fast_dtype() == "float32"
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert xla.fast_dtype() == "bfloat16"

@@ -435,6 +435,9 @@ def test_unusable_workdir_is_refused(tmp_path):
     Workdir(tmp_path).read_config()
   with pytest.raises(InputError, match="holds no checkpoint yet"):
     Workdir(tmp_path).restore_params({})
+  (tmp_path / "config.json").write_text(config_lib.to_json(make_config(model__dtype="auto")))
+  with pytest.raises(InputError, match="config.json cannot be read \\(model.dtype is auto, and a run records"):
+    Workdir(tmp_path).read_config()
 
 
 @pytest.mark.parametrize(

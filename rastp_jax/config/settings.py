@@ -260,7 +260,10 @@ class ModelConfig(Section):
     choices=("fan_in", "reference"),
   )
   dtype: str = setting(
-    "float32", "compute dtype; parameters, softmax and loss stay float32", choices=("float32", "bfloat16")
+    "float32",
+    "compute dtype; parameters, softmax and loss stay float32. auto: bfloat16 on accelerators and on a CPU with "
+    "instructions for its products (AMX), else float32; config.json records which",
+    choices=("float32", "bfloat16", "auto"),
   )
 
 

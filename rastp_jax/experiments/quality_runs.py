@@ -41,7 +41,6 @@ class Trained:
     return [
       f"--config=configs/{self.dataset}.py:{MODELS[self.model]}",
       f"--config.data.data_dir={self.data_dir}",
-      "--config.model.dtype=bfloat16",
       "--config.train.eval_users=4000",
       "--config.train.patience=0",
       *([f"--config.train.length={self.length}"] if self.length else []),

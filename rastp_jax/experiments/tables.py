@@ -84,6 +84,35 @@ def quality() -> str:
   return markdown(quality_runs.table(read("quality")["rows"]))
 
 
+def recipe() -> str:
+  """What was tried on the best model, by its ranking of validation users."""
+  rows = [["", "epochs", "dropout", "also", "seed", "recall@10", "NDCG@10"]]
+  named = {"train.learning_rate": "learning rate {}", "train.weight_decay": "weight decay {}"}
+  for run in sorted(read("recipe_h100")["rows"], key=lambda run: (run["dataset"], run["epochs"], -run["ndcg@10"])):
+    settings = run["settings"]
+    also = [text.format(settings[name]) for name, text in named.items() if name in settings]
+    also += [run["more_code"]] if run["more_code"] else []
+    cells = [str(run["epochs"]), str(settings["model.dropout"]), "; ".join(also), str(run["seed"])]
+    rows.append([run["dataset"], *cells, f"{run['recall@10']:.4f}", f"{run['ndcg@10']:.4f}"])
+  return markdown(rows)
+
+
+def attention() -> str:
+  """What attention takes on a GPU: our form beside JAX's own."""
+  forms = {"ours": "ours", "xla": "JAX's, XLA", "cudnn": "JAX's, cuDNN"}
+  runs: dict[tuple[int, int], dict[str, Any]] = {}
+  for run in read("attention_h100")["rows"]:
+    runs.setdefault((run["rows"], run["positions"]), {})[run["form"]] = run
+  rows = [["rows", "positions", *(f"{text}, forward" for text in forms.values())]]
+  rows[0] += [f"{text}, with gradient" for text in forms.values()]
+  for (count, positions), found in runs.items():
+    cells = []
+    for key in ("forward_seconds", "forward_backward_seconds"):
+      cells += [f"{1e3 * found[form][key]:.2f} ms" if key in found[form] else "refused" for form in forms]
+    rows.append([str(count), str(positions), *cells])
+  return markdown(rows)
+
+
 def speed_runs() -> dict[str, dict]:
   """The benchmark's run in either compute dtype."""
   return {"float32": read("speed_cpu"), "bfloat16": read("speed_cpu_bfloat16")}
@@ -380,6 +409,8 @@ TABLES = {
     paper_table,
     paper_table_cpu,
     quality,
+    recipe,
+    attention,
     speed_summary,
     speed_training,
     speed_ratios,

@@ -22,7 +22,7 @@ from ml_collections import config_flags  # noqa: E402
 
 from rastp_jax import config as config_lib  # noqa: E402
 from rastp_jax.errors import EXIT_MISTAKE, EXIT_RESUME, InputError  # noqa: E402
-from rastp_jax.runtime import buckets, machine, processes  # noqa: E402
+from rastp_jax.runtime import buckets, machine, processes, xla  # noqa: E402
 
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -80,7 +80,10 @@ def load_config(flag_value: Any) -> config_lib.Config:
   """
   if flag_value is None:
     raise InputError("--config is missing: give a config, like --config=beauty:cpu or --config=configs/own.py.")
-  return config_lib.from_dict(flag_value)
+  config = config_lib.from_dict(flag_value)
+  if config.model.dtype != "auto":
+    return config
+  return config_lib.with_values(config, [("model.dtype", xla.fast_dtype())])
 
 
 def require(flag: flags.FlagHolder, example: str) -> Any:

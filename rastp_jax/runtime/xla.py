@@ -13,12 +13,12 @@ _ACCELERATORS = (
 )
 
 
-def describe_devices(mesh: Mesh) -> str:
-  """What JAX computes on, with a warning if an accelerator of this machine is not used."""
+def describe_devices(mesh: Mesh, dtype: str) -> str:
+  """What JAX computes on and in which dtype, with a warning if an accelerator of this machine is not used."""
   devices = jax.devices()
   axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
   text = (
-    f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}{f'; {axes}' if axes else ''}), "
+    f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}{f'; {axes}' if axes else ''}) in {dtype}, "
     f"JAX {jax.__version__}."
   )
   if devices[0].platform == "cpu":
@@ -26,6 +26,25 @@ def describe_devices(mesh: Mesh) -> str:
       if glob.glob(pattern):
         return text + f"\nWARNING: this machine has {name}, but the installed JAX only uses the CPU: run {command}"
   return text
+
+
+def fast_dtype() -> str:
+  """The compute dtype that is faster here: "bfloat16", or "float32" on CPUs without AMX.
+
+  CPUs of several processes may differ, and all must compute the same: float32.
+  """
+  if jax.default_backend() != "cpu":
+    return "bfloat16"
+  return "bfloat16" if jax.process_count() == 1 and _has_amx() else "float32"
+
+
+def _has_amx(cpuinfo: str = "/proc/cpuinfo") -> bool:
+  """Whether Linux reports matrix instructions for bfloat16."""
+  try:
+    with open(cpuinfo, encoding="utf-8", errors="replace") as lines:
+      return any("amx_bf16" in line.split() for line in lines if line.startswith("flags"))
+  except OSError:
+    return False
 
 
 def device_bytes(program: jax.stages.Compiled) -> int:

@@ -99,7 +99,7 @@ def train(
     upcoming = (batches or setup.stacked_batches)(step)
     trace = Trace(workdir.profile, profile_steps)
     programs: dict[tuple[int, ...], jax.stages.Compiled] = {}  # by drawn budget and batch shape
-    terminal.say(f"Training on {describe_devices(setup.mesh)}")
+    terminal.say(f"Training on {describe_devices(setup.mesh, config.model.dtype)}")
     terminal.say(
       f"{setup.parameters:,} parameters, {plan.length} ({plan.steps_per_epoch:,} steps per epoch), "
       f"{f'going on from step {step:,}' if step else 'from scratch'}. Logs: {workdir}"

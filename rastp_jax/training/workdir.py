@@ -108,7 +108,10 @@ class Workdir:
     advice = "put back a copy of it, or use another --workdir"
     values = files.read_json(self.config, advice)
     try:
-      return config_lib.from_dict(values)
+      config = config_lib.from_dict(values)
+      if config.model.dtype == "auto":
+        raise InputError("model.dtype is auto, and a run records what it computes in")
+      return config
     except Exception as error:  # whatever settings that nobody wrote happen to raise
       raise InputError(f"{self.config} cannot be read ({files.first_line(error)}): {advice}.") from error
 

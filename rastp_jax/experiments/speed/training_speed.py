@@ -105,6 +105,8 @@ class TrainingSpeed:
           start = time.perf_counter()
           program = train_step.lower(self._state, placed).compile()
           self._steps[key] = _Step(program, placed, time.perf_counter() - start)
+          shape = f"{bucket.rows} histories of up to {bucket.items} items"
+          print(f"{name}: compiled for {shape} in {self._steps[key].compile_seconds:.1f} s", flush=True)
         self._shapes[name].append(_Shape(bucket.items, bucket.rows, bucket.batches, self._steps[key]))
 
   def run(self, repeats: int) -> None:
