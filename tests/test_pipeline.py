@@ -18,7 +18,7 @@ from rastp_jax.data.items import Item
 from rastp_jax.data.prepared import Prepared
 from rastp_jax.data.sources.source import RawData
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import code_sets, codes, health_plot, pipeline
+from rastp_jax.semantic_ids import code_sets, codes, embeddings, health_plot, pipeline
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.quantizers import registry
 from rastp_jax.semantic_ids.quantizers.base import Quantizer
@@ -141,6 +141,18 @@ def test_every_origin_of_embeddings_is_told(config, shop, tmp_path):
     "embeddings of a file",
   ]
   assert origins["auto"][1] == origins[str(tmp_path / "e.npz")][1] != origins["tfidf_svd"][1]
+
+
+@pytest.mark.parametrize("name", embeddings.TEXT_MODELS)
+def test_the_text_model_that_was_taken_is_recorded(name, config, shop, monkeypatch):
+  asked = []
+  embed = lambda texts, model: asked.append(model) or VECTORS[: len(texts)]
+  monkeypatch.setitem(embeddings.TEXT_MODELS, name, (embed, "usual"))  # pyright: ignore[reportArgumentType]
+  made = pipeline.learn_or_load(with_ids(config, embeddings=name), shop, Shop())
+  assert made.semantic_ids.provenance["text_model"] == "usual" and asked == ["usual"]
+  assert pipeline.learn_or_load(with_ids(config, embeddings=name, text_model="usual"), shop, Shop()).reused
+  with pytest.raises(InputError, match="text_model='usual', but now text_model='mine'"):
+    pipeline.learn_or_load(with_ids(config, embeddings=name, text_model="mine"), shop, Shop())
 
 
 def test_text_stands_in_where_the_source_has_no_embeddings(config, shop):

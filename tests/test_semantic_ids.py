@@ -5,8 +5,10 @@ import pathlib
 import sys
 import types
 
+import model2vec
 import numpy as np
 import pytest
+import tokenizers
 
 from rastp_jax.config import SemanticIdsConfig
 from rastp_jax.data import vectors as item_vectors
@@ -255,6 +257,33 @@ def test_sentence_transformers_are_asked_for_unit_vectors(monkeypatch):
   assert found.dtype == np.float32 and found[:, 0].tolist() == [len(text) for text in TEXTS]
   with pytest.raises(InputError, match=r"'unknown' cannot be loaded \(unknown is not a local folder\)"):
     embeddings.sentence_transformer(TEXTS, "unknown")
+
+
+def test_missing_model2vec_is_asked_for(monkeypatch):
+  monkeypatch.setitem(sys.modules, "model2vec", None)  # as if not installed
+  with pytest.raises(InputError, match=r"needs the package model2vec.*rastp_jax\[light-text\]"):
+    embeddings.model2vec(TEXTS, "any")
+
+
+def test_a_real_static_model_from_a_directory(tmp_path, monkeypatch):
+  """Alike texts get alike vectors, one of unknown words the mean direction; other directories are refused."""
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  words = ["[UNK]", "[PAD]", *sorted({word for text in TEXTS for word in text.split()})]
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(zip(words, range(99), strict=False)), "[UNK]"))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  model2vec.StaticModel(np.eye(len(words)), tokenizer).save_pretrained(str(tmp_path / "static"))
+  vectors = embeddings.model2vec([*TEXTS, "unheard of"], str(tmp_path / "static"))
+  assert vectors.shape == (5, len(words)) and vectors.dtype == np.float32
+  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+  alike = vectors @ vectors.T
+  assert alike[0, 1] > 0.8 and alike[2, 3] > 0.6 and alike[0, 2] < 0.1
+  shares = [[text.split().count(word) / len(text.split()) for word in words] for text in TEXTS]
+  wanted = np.sum(shares, axis=0)
+  np.testing.assert_allclose(vectors[4], wanted / np.linalg.norm(wanted), atol=1e-5)
+  with pytest.raises(InputError, match="knows no word of the 2 items' text"):
+    embeddings.model2vec(["unheard", "of"], str(tmp_path / "static"))
+  with pytest.raises(InputError, match="nothing_here' cannot be loaded"):
+    embeddings.model2vec(TEXTS, str(tmp_path / "nothing_here"))
 
 
 def test_a_real_sentence_transformer_from_a_directory(tmp_path, monkeypatch):

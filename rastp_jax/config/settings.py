@@ -177,14 +177,18 @@ class SemanticIdsConfig(WithMethods):
   )
   seed: int = setting(0, "of the learning", at_least=0, at_most=LARGEST_SEED, makes=Makes.CODES)
   embeddings: str = setting(
-    "auto", "item vectors: auto (the source's own, else tfidf_svd), tfidf_svd, sentence_transformers, a .npy or an .npz"
+    "auto",
+    "item vectors: auto (the source's own, else tfidf_svd), tfidf_svd, sentence_transformers, model2vec, a .npy or an "
+    ".npz",
   )
   text_template: str = setting(
     "Title: {title}; Brand: {brand}; Categories: {categories}", "what is embedded of an item: text with its fields"
   )
   text_dims: int = setting(256, "tfidf_svd: dimensions", at_least=1)
   text_model: str = setting(
-    "sentence-transformers/all-MiniLM-L6-v2", "sentence_transformers: a model's name or directory"
+    "",
+    "sentence_transformers, model2vec: a model's name or directory; '': sentence-transformers/all-MiniLM-L6-v2, "
+    "minishlab/potion-base-8M",
   )
   collaborative_weight: float = setting(
     0.0,
@@ -198,7 +202,7 @@ class SemanticIdsConfig(WithMethods):
 
   def check(self, config: "Config") -> None:
     if not self.embeddings.endswith((".npy", ".npz")):
-      choices = ("auto", "tfidf_svd", "sentence_transformers", "FILE.npy", "FILE.npz")
+      choices = ("auto", "tfidf_svd", "sentence_transformers", "model2vec", "FILE.npy", "FILE.npz")
       one_of(self.embeddings, choices, "semantic_ids.embeddings")
     if self.codebook_size == 1:
       raise InputError(

@@ -4,12 +4,13 @@ import collections
 import dataclasses
 import difflib
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from rastp_jax.data.items import EXTRA, Item
 from rastp_jax.errors import InputError
+from rastp_jax.runtime.files import first_line
 
 _MISSING = ("", "Unknown")
 
@@ -85,13 +86,56 @@ def sentence_transformer(texts: Sequence[str], model: str) -> np.ndarray:
   try:
     encoder = SentenceTransformer(model)
   except Exception as error:  # the hub, transformers and torch each raise their own kinds
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise InputError(
-      f"The text model {model!r} cannot be loaded ({reason}): give config.semantic_ids.text_model the name of a "
-      "sentence-transformers model or the directory of a saved one."
+      f"The text model {model!r} cannot be loaded ({first_line(error)}): give config.semantic_ids.text_model the name "
+      "of a sentence-transformers model or the directory of a saved one."
     ) from error
   vectors = encoder.encode(list(texts), convert_to_numpy=True, normalize_embeddings=True)
   return np.asarray(vectors, np.float32)
+
+
+def model2vec(texts: Sequence[str], model: str) -> np.ndarray:
+  """Embeds texts by a static model: means of its tokens' vectors, without PyTorch (Model2Vec, MinishLab 2024).
+
+  Args:
+    texts: one per item.
+    model: a name on the model hub, or the directory of a saved model.
+
+  Returns:
+    float32 (len(texts), features), unit length; a text without a token that the model knows gets the mean direction.
+
+  Raises:
+    InputError: the package is not installed, there is no such model, or it knows no token of any text.
+  """
+  try:
+    from model2vec import StaticModel  # an optional extra
+  except ImportError as error:
+    raise InputError(
+      "semantic_ids.embeddings='model2vec' needs the package model2vec: install it by `pip install "
+      "'rastp_jax[light-text]'` (in a clone: `pip install '.[light-text]'`), or use "
+      "semantic_ids.embeddings='tfidf_svd'."
+    ) from error
+  try:
+    encoder = StaticModel.from_pretrained(model)
+  except Exception as error:  # the hub, tokenizers and safetensors each raise their own kinds
+    raise InputError(
+      f"The text model {model!r} cannot be loaded ({first_line(error)}): give config.semantic_ids.text_model the name "
+      "of a model2vec model or the directory of a saved one."
+    ) from error
+  vectors = np.asarray(encoder.encode(list(texts), use_multiprocessing=False), np.float32)
+  if not vectors.any():
+    raise InputError(
+      f"The text model {model!r} knows no word of the {len(texts)} items' text: use a model of its language, or "
+      "semantic_ids.embeddings='tfidf_svd'."
+    )
+  return _unit_length(vectors)
+
+
+# What config.semantic_ids.embeddings may name besides tfidf_svd, and the model that each takes unless one is named.
+TEXT_MODELS: Mapping[str, tuple[Callable[[Sequence[str], str], np.ndarray], str]] = {
+  "sentence_transformers": (sentence_transformer, "sentence-transformers/all-MiniLM-L6-v2"),
+  "model2vec": (model2vec, "minishlab/potion-base-8M"),
+}
 
 
 def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> np.ndarray:
@@ -130,6 +174,11 @@ def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> np.ndarray:
   dims = min(dims, min(weights.shape) - 1)
   with np.errstate(invalid="ignore"):  # of the share of a variance of zero, which nobody reads
     vectors = TruncatedSVD(max(dims, 1), random_state=seed).fit_transform(weights)
+  return _unit_length(vectors)
+
+
+def _unit_length(vectors: np.ndarray) -> np.ndarray:
+  """Rows over their length, in float32; rows of zeros take the mean direction."""
   lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
   vectors = np.where(lengths > 1e-6, vectors, vectors.mean(0))
   return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -119,7 +119,7 @@ class HistoriesOnly:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ItemTexts:
-  """The items' text, to be embedded by "tfidf_svd" or "sentence_transformers"."""
+  """The items' text, to be embedded by "tfidf_svd" or one of `embeddings.TEXT_MODELS`."""
 
   provenance: Mapping[str, Any]
   embedding: str
@@ -128,8 +128,9 @@ class ItemTexts:
     if not _needs_content(settings):
       return _learn(None, settings, dataset, self.provenance)
     texts = [embeddings.item_text(item, settings.text_template) for item in dataset.items]
-    if self.embedding == "sentence_transformers":
-      vectors = embeddings.sentence_transformer(texts, settings.text_model)
+    if self.embedding in embeddings.TEXT_MODELS:
+      embed, usual = embeddings.TEXT_MODELS[self.embedding]
+      vectors = embed(texts, settings.text_model or usual)
     else:
       vectors = embeddings.tfidf_svd(texts, settings.text_dims, settings.seed)
     return _learn(vectors, settings, dataset, self.provenance)
@@ -146,7 +147,7 @@ class UnknownVectors:
       return _learn(None, settings, dataset, self.provenance)
     raise InputError(
       f"There are no semantic IDs of {dataset.dataset!r} yet: give --raw_dir, the directory it was prepared from, or "
-      "set config.semantic_ids.embeddings to a file, tfidf_svd or sentence_transformers."
+      "set config.semantic_ids.embeddings to a file, tfidf_svd, sentence_transformers or model2vec."
     )
 
 
@@ -236,8 +237,8 @@ def find_inputs(
       return HistoriesOnly({**known, "embeddings": WITHOUT_TEXT, "embeddings_sha256": dataset.fingerprint})
     text = "tfidf_svd"
   known["text_template"] = settings.text_template
-  if text == "sentence_transformers":
-    known["text_model"], what = settings.text_model, text
+  if text in embeddings.TEXT_MODELS:
+    known["text_model"], what = settings.text_model or embeddings.TEXT_MODELS[text][1], text
   else:
     what = f"tfidf_svd of {settings.text_dims} dimensions"
   # The dataset's fingerprint covers the text.
