@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from rastp_jax.config import DataConfig, from_dict
-from rastp_jax.data import prepared
+from rastp_jax.data import prepared, tfds_tables
 from rastp_jax.data.sources import detect
 from rastp_jax.errors import InputError
 
@@ -293,7 +293,7 @@ DISKS = {
 @pytest.mark.parametrize("case", DISKS)
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, case, table):
   write(tmp_path / "raw", own())
-  writing = prepared._write
+  writing = tfds_tables.write
 
   def full(builder, *more):
     if type(builder).__name__ == table:
@@ -301,7 +301,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, case, table)
     return writing(builder, *more)
 
   with monkeypatch.context() as patch:
-    patch.setattr(prepared, "_write", full)
+    patch.setattr(tfds_tables, "write", full)
     refused(
       config(tmp_path), tmp_path / "raw", "cannot be written to .*data .*: make room, or choose another directory"
     )

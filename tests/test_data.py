@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from rastp_jax.config import DataConfig
-from rastp_jax.data import datasets, histories
+from rastp_jax.data import datasets, histories, preparation
 from rastp_jax.data import prepared as prepared_lib
 from rastp_jax.data.items import Item
 from rastp_jax.data.sources import detect, synthetic, synthetic_long
@@ -48,7 +48,7 @@ def write_raw(root: pathlib.Path, sequences=SEQUENCES, items=ITEMS, gzipped=True
 
 
 def prepare(tmp_path, raw_dir, dataset="small"):
-  return prepared_lib.prepare(str(tmp_path / "data"), dataset, SequencesDirectory(raw_dir))
+  return preparation.prepare(str(tmp_path / "data"), dataset, SequencesDirectory(raw_dir))
 
 
 def files_under(root: pathlib.Path) -> dict[str, bytes]:
@@ -187,24 +187,24 @@ def test_an_interrupted_write_leaves_nothing_and_can_be_repeated(tmp_path, monke
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(prepared_lib, "_history_rows", stopped)
+    patch.setattr(preparation, "_history_rows", stopped)
     with pytest.raises(KeyboardInterrupt):
-      prepared_lib.prepare(str(tmp_path / "data"), "small", source)
+      preparation.prepare(str(tmp_path / "data"), "small", source)
   assert not (tmp_path / "data").exists()
-  assert prepared_lib.prepare(str(tmp_path / "data"), "small", source).num_users == 2
+  assert preparation.prepare(str(tmp_path / "data"), "small", source).num_users == 2
 
 
 KILLED = """
 import os, signal, sys
-from rastp_jax.data import prepared as prepared_lib
+from rastp_jax.data import preparation
 from rastp_jax.data.sources import sequences
 
 def killed(*_):
   yield 0, {"user_id": "alice", "items": [0, 1, 2, 3]}
   os.kill(os.getpid(), signal.SIGKILL)
 
-prepared_lib._history_rows = killed
-prepared_lib.prepare(sys.argv[1], "small", sequences.SequencesDirectory(sys.argv[2]))
+preparation._history_rows = killed
+preparation.prepare(sys.argv[1], "small", sequences.SequencesDirectory(sys.argv[2]))
 """
 
 
@@ -377,7 +377,7 @@ def test_synthetic_rewards_history_and_nothing_else(tmp_path):
   same = synthetic.SyntheticSource()
   assert list(same.users()) == list(source.users()) and same.fingerprint() == source.fingerprint()
   assert synthetic.SyntheticSource(seed=1).fingerprint() != source.fingerprint()
-  prepared = prepared_lib.prepare(str(tmp_path), "synthetic", source)
+  prepared = preparation.prepare(str(tmp_path), "synthetic", source)
   loaded = histories.load(str(tmp_path), "synthetic")
   assert np.concatenate(users).tolist() == loaded.items.tolist() and prepared.num_users == loaded.num_users == 2000
 

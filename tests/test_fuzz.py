@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
-from rastp_jax.data import prepared, vectors
+from rastp_jax.data import preparation, prepared, vectors
 from rastp_jax.data.sources import csv_files, detect
 from rastp_jax.data.vectors import Order
 from rastp_jax.errors import InputError
@@ -485,7 +485,7 @@ def dataset(tmp_path_factory):
   """A prepared dataset's data_dir and raw_dir."""
   root = tmp_path_factory.mktemp("prepared")
   write(root / "raw", RAW["JSONL"][0])
-  prepared.prepare(
+  preparation.prepare(
     str(root / "data"), "mine", detect.open_source(DataConfig(dataset="mine", k_core=1), str(root / "raw"))
   )
   return root / "data"

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from rastp_jax.config import DataConfig
-from rastp_jax.data import histories
+from rastp_jax.data import histories, tfds_tables
 from rastp_jax.data.sources import csv_files, detect, interactions, json_files, parquet_files
 from rastp_jax.errors import InputError
 from rastp_jax.experiments import scale
@@ -233,10 +233,8 @@ def test_datasets_of_former_versions_are_found_again(tmp_path):
 
 
 def test_many_small_files_hold_the_same_rows(tmp_path, monkeypatch):
-  from rastp_jax.data import prepared as prepared_lib
-
-  monkeypatch.setattr(prepared_lib, "_SHARD_ROWS", 3)
-  monkeypatch.setattr(prepared_lib, "_READ_ROWS", 2)
+  monkeypatch.setattr(tfds_tables, "SHARD_ROWS", 3)
+  monkeypatch.setattr(tfds_tables, "READ_ROWS", 2)
   rows = [(f"u{u}", f"i{(u + k) % 7}", k) for u in range(11) for k in range(3 + u % 3)]
   prepared, found = prepare(tmp_path, rows)
   assert len(list(pathlib.Path(prepared.histories_dir).glob("*array_record*"))) == 4

@@ -13,7 +13,7 @@ import pytest
 
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
-from rastp_jax.data import prepared
+from rastp_jax.data import preparation
 from rastp_jax.data.items import Item
 from rastp_jax.data.prepared import Prepared
 from rastp_jax.data.sources.source import RawData
@@ -57,7 +57,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Prepared:
-  return prepared.prepare(str(tmp_path_factory.mktemp("prepared")), "shop", Shop())
+  return preparation.prepare(str(tmp_path_factory.mktemp("prepared")), "shop", Shop())
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
-from rastp_jax.data import datasets, prepared
+from rastp_jax.data import datasets, tfds_tables
 from rastp_jax.data.sources import detect
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli
@@ -62,7 +62,7 @@ def files_under(root) -> dict[str, bytes]:
 def test_beam_writes_the_files_of_a_single_process(tmp_path, kind, monkeypatch):
   """With k-core, ties and repeats as well; in more than ten shards, which TFDS would count in another order."""
   pytest.importorskip("apache_beam", reason="needs the extra 'beam'")
-  monkeypatch.setattr(prepared, "_SHARD_ROWS", 40)
+  monkeypatch.setattr(tfds_tables, "SHARD_ROWS", 40)
   raw_dir = None
   if kind == "interactions":
     raw_dir, rng = str(tmp_path), np.random.default_rng(0)

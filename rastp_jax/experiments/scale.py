@@ -25,7 +25,7 @@ from pyarrow import csv
 from rastp_jax.batches.batches import TrainingBatches, training_iterator
 from rastp_jax.batches.buckets import bucket_lengths
 from rastp_jax.config import DataConfig
-from rastp_jax.data import prepared
+from rastp_jax.data import prepared, tfds_tables
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.experiments import results
@@ -78,7 +78,7 @@ def generate_histories(directory: pathlib.Path, interactions: int, users: int, i
   for first in range(0, interactions, _ROWS):
     part = rows[first : first + _ROWS]
     part[:] = items * rng.random(len(part)) ** 3
-  prepared.write_arrays(directory, rows, np.concatenate([[0], np.cumsum(lengths)]))
+  tfds_tables.write_arrays(directory, rows, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def time_batches(arrays: str, num_items: int, started: float) -> str:
@@ -92,7 +92,7 @@ def time_batches(arrays: str, num_items: int, started: float) -> str:
   Returns:
     Seconds and counts, as JSON.
   """
-  items, offsets = prepared.read_arrays(pathlib.Path(arrays))
+  items, offsets = tfds_tables.read_arrays(pathlib.Path(arrays))
   loaded = time.time() - started
   config = DataConfig(dataset="generated")
   histories = Histories(items, offsets, num_items, (), "")

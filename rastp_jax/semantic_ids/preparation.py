@@ -66,7 +66,7 @@ def prepare(
     config: `data` and `semantic_ids` matter.
     raw_dir: directory of the raw files; without one, everything must be there already, be downloaded or be synthetic.
     codes_file: the user's own semantic IDs, used instead of learned ones.
-    beam_options: see `data.prepared.prepare`.
+    beam_options: see `data.preparation.prepare`.
 
   Raises:
     InputError: the raw files are damaged or not this dataset's, or what is there was made from other files or with

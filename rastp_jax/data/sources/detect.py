@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from rastp_jax.config import DataConfig
-from rastp_jax.data import datasets, prepared
+from rastp_jax.data import datasets, preparation, prepared
 from rastp_jax.data.prepared import Prepared
 from rastp_jax.data.sources import amazon2014, interactions
 from rastp_jax.data.sources.amazon2014 import Amazon2014
@@ -45,13 +45,13 @@ def prepare_dataset(
     config: names the dataset, the split, and the columns and filters of the user's own files.
     raw_dir: directory of the raw files; see `open_source` for when none is needed.
     needs_source: open the source, where that takes no raw_dir, even if the dataset is there.
-    beam_options: see `prepared.prepare`.
+    beam_options: see `preparation.prepare`.
 
   Returns:
     The dataset, and its source if it was opened.
 
   Raises:
-    InputError: as `open_source` and `prepared.prepare`.
+    InputError: as `open_source` and `preparation.prepare`.
   """
   found = prepared.find_prepared(config.data_dir, config.dataset)
   known = datasets.named(config.dataset)
@@ -62,7 +62,7 @@ def prepare_dataset(
     prepared.check_settings(found, {**wanted, **split.settings})
     return found, None
   source = open_source(config, raw_dir)
-  return prepared.prepare(config.data_dir, config.dataset, source, split, beam_options), source
+  return preparation.prepare(config.data_dir, config.dataset, source, split, beam_options), source
 
 
 def open_source(config: DataConfig, raw_dir: str | None) -> Source:
