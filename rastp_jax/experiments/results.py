@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -15,11 +16,17 @@ import rastp_jax
 from rastp_jax.runtime import cli, files
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
+RESULTS = CHECKOUT / "docs" / "results"
 
 
 def write_result(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
   """Writes a JSON file: `origin()`, then the values."""
   files.write_json(path, {**origin(), **values})
+
+
+def read(name: str) -> dict[str, Any]:
+  """A file of docs/results."""
+  return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def origin() -> dict[str, Any]:

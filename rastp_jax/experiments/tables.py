@@ -3,8 +3,6 @@
 python -m rastp_jax.experiment tables
 """
 
-import json
-import pathlib
 import re
 from typing import Any
 
@@ -13,18 +11,12 @@ from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.lab import page
 from rastp_jax.experiments.lab.rows import DENSE
 from rastp_jax.experiments.lab.training import comparison
-from rastp_jax.experiments.speed.ratios import speed_intervals
+from rastp_jax.experiments.results import CHECKOUT, RESULTS, read
+from rastp_jax.experiments.speed import tables as speed_tables
 from rastp_jax.reduction.methods import REDUCTIONS, describe
 from rastp_jax.runtime.text_tables import markdown
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
-RESULTS = DOCS / "results"
-PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
-
-
-def read(name: str) -> dict[str, Any]:
-  """A file of docs/results."""
-  return json.loads((RESULTS / f"{name}.json").read_text())
+PAGES = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
 
 
 def beauty_cpu() -> str:
@@ -97,88 +89,6 @@ def recipe() -> str:
   return markdown(rows)
 
 
-def attention() -> str:
-  """What attention takes on a GPU: our form beside JAX's own."""
-  forms = {"ours": "ours", "xla": "JAX's, XLA", "cudnn": "JAX's, cuDNN"}
-  runs: dict[tuple[int, int], dict[str, Any]] = {}
-  for run in read("attention_h100")["rows"]:
-    runs.setdefault((run["rows"], run["positions"]), {})[run["form"]] = run
-  rows = [["rows", "positions", *(f"{text}, forward" for text in forms.values())]]
-  rows[0] += [f"{text}, with gradient" for text in forms.values()]
-  for (count, positions), found in runs.items():
-    cells = []
-    for key in ("forward_seconds", "forward_backward_seconds"):
-      cells += [f"{1e3 * found[form][key]:.2f} ms" if key in found[form] else "refused" for form in forms]
-    rows.append([str(count), str(positions), *cells])
-  return markdown(rows)
-
-
-def speed_runs() -> dict[str, dict]:
-  """The benchmark's run in either compute dtype."""
-  return {"float32": read("speed_cpu"), "bfloat16": read("speed_cpu_bfloat16")}
-
-
-def speed_training() -> str:
-  """The benchmark's ways to train one model on the same samples."""
-  rows = [["", "", "samples/s", "ratio", "padding", "MFLOP per sample", "peak memory", "compile"]]
-  for dtype, run in speed_runs().items():
-    first = run["training"]["padded_dense"]["samples_per_second"]
-    for name, variant in run["training"].items():
-      rows.append(
-        [
-          dtype,
-          name.replace("_", ", "),
-          f"{variant['samples_per_second']:,.1f}",
-          f"{variant['samples_per_second'] / first:.2f}",
-          f"{variant['padding_share']:.0%}",
-          f"{variant['flops_a_sample'] / 1e6:,.0f}",
-          f"{variant['peak_bytes'] / 1e6:,.0f} MB",
-          f"{variant['compile_seconds']:.0f} s",
-        ]
-      )
-  return markdown(rows)
-
-
-def speed_summary() -> str:
-  """What less padding and pruning give, each against the published set-up without pruning."""
-  rows = [["", *(f"training speed, {dtype}" for dtype in speed_runs()), "peak memory"]]
-  named = {
-    "every history padded to 30 items, as published": "padded_dense",
-    "the same, pruned": "padded_pruned",
-    "real lengths (`data.bucket_lengths`)": "bucketed_dense",
-    "real lengths, pruned": "bucketed_pruned",
-  }
-  for text, name in named.items():
-    pairs = [(run["training"][name], run["training"]["padded_dense"]) for run in speed_runs().values()]
-    speeds = [f"{one['samples_per_second'] / first['samples_per_second']:.2f}" for one, first in pairs]
-    rows.append([text, *speeds, f"{pairs[0][0]['peak_bytes'] / pairs[0][1]['peak_bytes']:.2f}"])
-  return markdown(rows)
-
-
-def speed_ratios() -> str:
-  """Every ratio of the benchmark's runs, those of training speed with their 95 % intervals."""
-  runs = speed_runs()
-  names = next(iter(runs.values()))["ratios"]
-  intervals = {dtype: speed_intervals(run["training"]) for dtype, run in runs.items()}
-
-  def cell(dtype, name):
-    interval = " ({:.3g} to {:.3g})".format(*intervals[dtype][name]) if name in intervals[dtype] else ""
-    return f"{runs[dtype]['ratios'][name]:.3g}{interval}"
-
-  rows = [[f"`{name}`", *(cell(dtype, name) for dtype in runs)] for name in names]
-  return markdown([["ratio", *runs], *rows])
-
-
-def speed_decoding() -> str:
-  """Users decoded per second, by what constrains them."""
-  tables = {dtype: run["decoding"]["tables"] for dtype, run in speed_runs().items()}
-  rows = [["", *(f"users/s, {dtype}" for dtype in tables), "most children of a prefix, by level"]]
-  for name, table in next(iter(tables.values())).items():
-    branches = ", ".join(map(str, table["branches"])) if table["branches"] else ""
-    rows.append([name, *(f"{found[name]['users_per_second']:,.0f}" for found in tables.values()), branches])
-  return markdown(rows)
-
-
 def code_sets() -> str:
   """Health of Beauty's semantic IDs, ours and published, before any training."""
   rows = [["codes", "levels", "colliding", "same category", "x shuffled", "consecutive items", "x random"]]
@@ -217,45 +127,6 @@ def code_sets_trained() -> str:
   for name, correlations in run["rank_correlation_with_recall@10"].items():
     blank = [""] * (1 + len(found[0]["test"]))
     rows.append([f"*rank correlation with recall@10, {name}*", *blank, *(f"{v:+.2f}" for v in correlations.values())])
-  return markdown(rows)
-
-
-def ablations() -> str:
-  """Step time with one choice undone or tried, divided by that of the program as shipped."""
-  run = read("ablations")
-  times = run["step_time_relative_to_shipped"]
-  named = {name.replace(" a core", " per core"): value for name, value in times.items()}
-  return markdown([["", "step time"], *([name, f"{value:.2f}"] for name, value in named.items())])
-
-
-def memory() -> str:
-  """Step time by what glibc does with freed memory, divided by that of a program that keeps it."""
-  files = {
-    "CPU-sized, float32": "ablations_memory_cpu_sized",
-    "paper-sized, float32": "ablations_memory_paper_float32",
-    "paper-sized, bfloat16": "ablations_memory_paper_bfloat16",
-  }
-  runs = [read(file)["step_time_relative_to_shipped"] for file in files.values()]
-  names = {
-    "kept": "as shipped",
-    "kept, once more": "as shipped, once more",
-    "given back, as now": "undone: glibc keeps freed memory",
-    "given back, huge pages": "tried: huge pages; undone: glibc keeps freed memory",
-  }
-  rows = [[text, *(f"{run[name]:.2f}" for run in runs)] for text, name in names.items()]
-  return markdown([["freed memory", *files], *rows])
-
-
-def pytorch() -> str:
-  """Samples and users per second of the published model in PyTorch and of ours, and their ratios."""
-  run = read("torch_cpu")
-  sides = ["pytorch float32", "pytorch bfloat16", "ours float32", "ours bfloat16"]
-  ratios = [("ours float32", "pytorch float32"), ("ours bfloat16", "pytorch bfloat16"), (sides[3], sides[0])]
-  rows = [["samples or users per second", *(side.replace("pytorch", "PyTorch") for side in sides)]]
-  rows[0] += ["ours / PyTorch float32", "both bfloat16", "ours bfloat16, PyTorch float32"]
-  for name, rates in run["compared"].items():
-    cells = [f"{rates[side]:.1f}" for side in sides]
-    rows.append([name, *cells, *(f"{rates[ours] / rates[theirs]:.2f}" for ours, theirs in ratios)])
   return markdown(rows)
 
 
@@ -355,18 +226,6 @@ def laboratory_cost() -> str:
   return "\n\n".join(parts)
 
 
-def tpu_traffic() -> str:
-  """What a training step moves on a TPU chip, before its forms followed the platform and now."""
-  rows = [["", "", "accessed", "HBM", "temporary", "arithmetic", "memory", "kernels"]]
-  now = {model: read(f"tpu_plan_v5e_2x2_{model}")["programs"]["train, 29 items"] for model in ("dense", "rastp")}
-  for name, programs in {**read("tpu_traffic")["changes"], "now": now}.items():
-    for model, step in programs.items():
-      sizes = [f"{step[key] / 1e9:.2f} GB" for key in ("bytes_accessed", "hbm_bytes", "temporary_bytes")]
-      times = [f"{1e3 * step['seconds'][key]:.1f} ms" for key in ("arithmetic", "memory", "kernels")]
-      rows.append([name, model, *sizes, *times])
-  return markdown(rows)
-
-
 def baselines() -> str:
   """Recommenders that a model must beat, and what is special about the order of the data."""
   measured = [name for name in ("beauty", "sports", "toys") if (RESULTS / f"baselines_{name}.json").exists()]
@@ -410,24 +269,15 @@ TABLES = {
     paper_table_cpu,
     quality,
     recipe,
-    attention,
-    speed_summary,
-    speed_training,
-    speed_ratios,
-    speed_decoding,
     code_sets,
     code_sets_trained,
-    ablations,
-    memory,
-    pytorch,
     baselines,
-    tpu_traffic,
     quickstart,
     laboratory,
     laboratory_cost,
     screen,
   )
-}
+} | speed_tables.TABLES
 
 
 def filled(text: str) -> str:
