@@ -147,12 +147,12 @@ def test_every_origin_of_embeddings_is_told(config, shop, tmp_path):
 def test_the_text_model_that_was_taken_is_recorded(name, config, shop, monkeypatch):
   asked = []
   embed = lambda texts, model: asked.append(model) or VECTORS[: len(texts)]
-  monkeypatch.setitem(embeddings.TEXT_MODELS, name, (embed, "usual"))  # pyright: ignore[reportArgumentType]
-  made = pipeline.learn_or_load(with_ids(config, embeddings=name), shop, Shop())
-  assert made.semantic_ids.provenance["text_model"] == "usual" and asked == ["usual"]
-  assert pipeline.learn_or_load(with_ids(config, embeddings=name, text_model="usual"), shop, Shop()).reused
-  with pytest.raises(InputError, match="text_model='usual', but now text_model='mine'"):
-    pipeline.learn_or_load(with_ids(config, embeddings=name, text_model="mine"), shop, Shop())
+  monkeypatch.setitem(embeddings.TEXT_MODELS, name, embed)  # pyright: ignore[reportArgumentType]
+  made = pipeline.learn_or_load(with_ids(config, embeddings=name, text_model="one"), shop, Shop())
+  assert made.semantic_ids.provenance["text_model"] == "one" and asked == ["one"]
+  assert pipeline.learn_or_load(with_ids(config, embeddings=name, text_model="one"), shop, Shop()).reused
+  with pytest.raises(InputError, match="text_model='one', but now text_model='another'"):
+    pipeline.learn_or_load(with_ids(config, embeddings=name, text_model="another"), shop, Shop())
 
 
 def test_text_stands_in_where_the_source_has_no_embeddings(config, shop):

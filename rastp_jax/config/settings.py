@@ -14,6 +14,7 @@ from rastp_jax.config.fields import Duration, Makes, May, Methods, Section, With
 from rastp_jax.errors import InputError
 
 _SMALL_CATALOGUE = 4096  # items
+_SENTENCE_TRANSFORMER = "sentence-transformers/all-MiniLM-L6-v2"
 ANYWHERE = May.RESUME | May.DECODE | May.SEED
 LARGEST_SEED = 2**32 - 1  # JAX leaves out the bits above
 WATCHING = May.RESUME | May.SEED  # what is looked at, and how often; no step's result
@@ -186,9 +187,8 @@ class SemanticIdsConfig(WithMethods):
   )
   text_dims: int = setting(256, "tfidf_svd: dimensions", at_least=1)
   text_model: str = setting(
-    "",
-    "sentence_transformers, model2vec: a model's name or directory; '': sentence-transformers/all-MiniLM-L6-v2, "
-    "minishlab/potion-base-8M",
+    _SENTENCE_TRANSFORMER,
+    "sentence_transformers, model2vec: a model's name or directory; for model2vec like minishlab/potion-base-8M",
   )
   collaborative_weight: float = setting(
     0.0,
@@ -204,6 +204,11 @@ class SemanticIdsConfig(WithMethods):
     if not self.embeddings.endswith((".npy", ".npz")):
       choices = ("auto", "tfidf_svd", "sentence_transformers", "model2vec", "FILE.npy", "FILE.npz")
       one_of(self.embeddings, choices, "semantic_ids.embeddings")
+    if self.embeddings == "model2vec" and self.text_model == _SENTENCE_TRANSFORMER:
+      raise InputError(
+        f"config.semantic_ids.text_model={self.text_model!r} is no model of model2vec: name one, like "
+        "minishlab/potion-base-8M, or the directory of a saved one."
+      )
     if self.codebook_size == 1:
       raise InputError(
         "config.semantic_ids.codebook_size=1 tells no items apart: expected at least 2, or 0 to have it chosen."

@@ -131,10 +131,10 @@ def model2vec(texts: Sequence[str], model: str) -> np.ndarray:
   return _unit_length(vectors)
 
 
-# What config.semantic_ids.embeddings may name besides tfidf_svd, and the model that each takes unless one is named.
-TEXT_MODELS: Mapping[str, tuple[Callable[[Sequence[str], str], np.ndarray], str]] = {
-  "sentence_transformers": (sentence_transformer, "sentence-transformers/all-MiniLM-L6-v2"),
-  "model2vec": (model2vec, "minishlab/potion-base-8M"),
+# Texts and config.semantic_ids.text_model -> vectors, by what config.semantic_ids.embeddings names.
+TEXT_MODELS: Mapping[str, Callable[[Sequence[str], str], np.ndarray]] = {
+  "sentence_transformers": sentence_transformer,
+  "model2vec": model2vec,
 }
 
 

@@ -129,8 +129,7 @@ class ItemTexts:
       return _learn(None, settings, dataset, self.provenance)
     texts = [embeddings.item_text(item, settings.text_template) for item in dataset.items]
     if self.embedding in embeddings.TEXT_MODELS:
-      embed, usual = embeddings.TEXT_MODELS[self.embedding]
-      vectors = embed(texts, settings.text_model or usual)
+      vectors = embeddings.TEXT_MODELS[self.embedding](texts, settings.text_model)
     else:
       vectors = embeddings.tfidf_svd(texts, settings.text_dims, settings.seed)
     return _learn(vectors, settings, dataset, self.provenance)
@@ -238,7 +237,7 @@ def find_inputs(
     text = "tfidf_svd"
   known["text_template"] = settings.text_template
   if text in embeddings.TEXT_MODELS:
-    known["text_model"], what = settings.text_model or embeddings.TEXT_MODELS[text][1], text
+    known["text_model"], what = settings.text_model, text
   else:
     what = f"tfidf_svd of {settings.text_dims} dimensions"
   # The dataset's fingerprint covers the text.
