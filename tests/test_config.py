@@ -89,7 +89,7 @@ def test_every_published_quirk_is_a_field_of_the_reference():
     ("model", "d_model", 0, "too small: expected at least 1"),
     ("data", "max_items", 10**9, "too large: expected at least 1 and at most 8192"),
     ("semantic_ids", "levels", 27, "too large: expected at least 0 and at most 26"),
-    ("semantic_ids", "embeddings", "model2vec", "all-MiniLM-L6-v2' is no model of model2vec: name one, like"),
+    ("semantic_ids", "embeddings", "model2vec", "all-MiniLM-L6-v2' is not a model of model2vec: name one, like"),
     ("model", "dropout", 1.0, "too large: expected at least 0 and below 1"),
     ("model", "architecture", "decoder", "is not known: expected one of encoder_decoder"),
     (

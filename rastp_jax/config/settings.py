@@ -206,7 +206,7 @@ class SemanticIdsConfig(WithMethods):
       one_of(self.embeddings, choices, "semantic_ids.embeddings")
     if self.embeddings == "model2vec" and self.text_model == _SENTENCE_TRANSFORMER:
       raise InputError(
-        f"config.semantic_ids.text_model={self.text_model!r} is no model of model2vec: name one, like "
+        f"config.semantic_ids.text_model={self.text_model!r} is not a model of model2vec: name one, like "
         "minishlab/potion-base-8M, or the directory of a saved one."
       )
     if self.codebook_size == 1:
