@@ -4,7 +4,8 @@
     python -m rastp_jax.train    --config=configs/sports.py:cpu --workdir=runs/sports  14 min in bfloat16 on a core
     python -m rastp_jax.evaluate --workdir=runs/sports
 
-The time follows from Beauty's samples per second. Not trained to the end yet; recall@10 in the paper is 0.0278 pruned
+The time follows from Beauty's samples per second. Seen: `:cpu,best` for 40 epochs (seed 999, 10 beams), test recall@10
+0.0456, after 97 minutes on one core beside other work (docs/results/quality.json). In the paper it is 0.0278 pruned
 and 0.0289 dense.
 """
 
