@@ -46,7 +46,7 @@ def main() -> int:
 
   with processes.raise_on_all():
     workdir = Workdir(cli.require(_WORKDIR, "runs/beauty"))
-    config = cli.load_config(_CONFIG.value)
+    config = cli.load_config(_CONFIG.value, workdir.begun)
     profile_steps = profiling.parse_steps(_PROFILE_STEPS.value)
   histories, semantic_ids = runs.load_data(config)
   held_out = histories.num_users > 0  # none where data.hold_out=0: the last checkpoint is the model

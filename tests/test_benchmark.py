@@ -9,6 +9,7 @@ import pytest
 
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, ReductionConfig, TrainConfig
 from rastp_jax.data.histories import Histories
+from rastp_jax.experiments.speed import attention_speed, parts
 from rastp_jax.experiments.speed.decoding_speed import DecodingSpeed, cost_of_transitions, generated_codes
 from rastp_jax.experiments.speed.ratios import describe, make_ratios, speed_intervals
 from rastp_jax.experiments.speed.training_speed import TrainingSpeed, fastest_batch_size
@@ -61,6 +62,30 @@ def result():
   decoding = DecodingSpeed(one_length, *make_data(), mesh(), (100, 2000))
   decoding.run(2)
   return result | {"decoding": decoding.results(), "transitions": {"2000": {"seconds": 2.0, "peak_gb": 0.5}}}
+
+
+def test_nothing_but_results_goes_to_stdout(capsys):
+  """`experiment ablations` reads seconds from there, a line each."""
+  variants = {"padded_dense": make_variants(CONFIG, LENGTHS)["padded_dense"]}
+  TrainingSpeed(variants, *make_data(), mesh(), batch_size=8)
+  told = capsys.readouterr()
+  assert not told.out and "padded_dense: compiled for " in told.err
+
+
+def test_what_was_measured_is_kept_after_each_part(monkeypatch):
+  config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, bucket_lengths=(29,)))
+  monkeypatch.setattr(parts.runs, "load_data", lambda _: make_data())
+
+  def broken(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(parts, "DecodingSpeed", broken)
+  monkeypatch.setattr(parts, "cost_of_transitions", lambda *_: {"seconds": 2.0, "peak_gb": 0.5})
+  kept = []
+  with pytest.raises(KeyboardInterrupt):
+    parts.measure(config, [8], 1, [100], lambda found: kept.append((set(found), make_ratios(found))))
+  assert [names - {"batch_size", "batch_size_sweep"} for names, _ in kept] == [{"training"}, {"training", "input"}]
+  assert all(ratios["padded_pruned_vs_padded_dense"] > 0 for _, ratios in kept)
 
 
 def test_variants_differ_in_lengths_and_reduction_alone():
@@ -164,3 +189,16 @@ def test_the_sweep_stops_when_larger_batches_bring_nothing():
   best, tried = fastest_batch_size(Fake, [100, 200, 400, 800, 1600], 1)
   assert best == 400 and [one["batch_size"] for one in tried] == [100, 200, 400, 800]
   assert math.isclose(tried[-1]["samples_per_second"], 400)
+
+
+def test_forms_of_attention_agree_and_refusals_are_rows():
+  found = list(attention_speed.measured(ModelConfig(num_heads=2, head_dim=8), 2, 21, 1))
+  assert [row["form"] for row in found] == ["ours", "xla", "cudnn"]
+  assert found[1]["difference"] < 1e-5 and found[1]["forward_backward_seconds"] > 0
+  assert "cuDNN" in found[2]["refused"]  # there is none on a CPU
+
+
+def test_our_own_form_may_not_refuse(monkeypatch):
+  monkeypatch.setattr(attention_speed.products, "matmul", lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    next(attention_speed.measured(ModelConfig(num_heads=2, head_dim=8), 2, 21, 1))

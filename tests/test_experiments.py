@@ -105,3 +105,9 @@ def test_generated_interactions_are_a_log_in_time_order(tmp_path):
   moments = [int(row.split(",")[2]) for row in rows]
   assert header == "user,item,timestamp" and len(rows) == 1000 and moments == sorted(moments)
   assert len({row.split(",")[1] for row in rows}) <= 20
+
+
+@pytest.mark.parametrize("wrong", ["", "145,-3"])
+def test_shapes_of_attention_are_numbers(wrong):
+  code, _, said = command("rastp_jax.experiment", "attention", "--config=configs/beauty.py", f"--positions={wrong}")
+  assert code == 2 and said == f"error: --positions={wrong} cannot be used: give numbers from 1 on, like 145,160.\n"

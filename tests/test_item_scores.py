@@ -82,6 +82,19 @@ def test_scores_are_probabilities_of_all_items(kind):
     np.testing.assert_allclose(parts["loss_items"], -wanted[real].mean(), rtol=1e-4)
 
 
+def test_scores_by_vectors_are_not_rounded_to_bfloat16():
+  saved, _ = with_scores("vectors")
+  config = dataclasses.replace(saved.config, model=dataclasses.replace(saved.config.model, dtype="bfloat16"))
+  ids = saved.semantic_ids
+  model = make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0))
+  _, batch = make_batch(saved)
+  memory = model.encode(batch["history"])
+  newest = np.asarray(memory.mask).sum(axis=1) - 1
+  wide = lambda x: np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32))
+  scores = wide(memory.hidden)[np.arange(6), newest] @ wide(model.item_embedding[...]).T
+  np.testing.assert_allclose(model._item_logits(memory), scores, rtol=1e-5, atol=1e-6)
+
+
 def test_a_model_without_them_has_the_weights_it_had():
   plain, _ = make_saved()
   names = {kind: set(nnx.to_pure_dict(nnx.state(with_scores(kind)[0].model, nnx.Param))) for kind in KINDS}

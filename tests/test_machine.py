@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from rastp_jax import config as config_lib
 from rastp_jax.configs import base
 from rastp_jax.runtime import cli, machine, xla
+from rastp_jax.training.workdir import Workdir
 from tests.helpers.commands import ROOT
 
 
@@ -97,6 +99,16 @@ def test_auto_becomes_the_dtype_that_is_fast_here(fast, monkeypatch):
   assert config.model.dtype == "auto" and cli.load_config(config).model.dtype == fast
   config.model.dtype = "float32"
   assert cli.load_config(config).model.dtype == "float32"
+
+
+@pytest.mark.parametrize("recorded", ["float32", "bfloat16"])
+def test_a_run_goes_on_in_its_own_dtype_on_another_machine(recorded, tmp_path, monkeypatch):
+  monkeypatch.setattr(xla, "_has_amx", lambda: recorded == "float32")  # this machine would choose the other one
+  config, workdir = base.get_config("cpu"), Workdir(tmp_path)
+  assert cli.load_config(config, workdir.begun).model.dtype != recorded
+  config.model.dtype = recorded
+  workdir.config.write_text(config_lib.to_json(cli.load_config(config)))
+  assert cli.load_config(base.get_config("cpu"), workdir.begun).model.dtype == recorded
 
 
 def test_accelerators_compute_in_bfloat16_and_cpus_of_several_processes_alike(monkeypatch):

@@ -72,8 +72,12 @@ def define_host_flags() -> None:
   flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
 
 
-def load_config(flag_value: Any) -> config_lib.Config:
-  """Turns the value of the --config flag into checked settings.
+def load_config(flag_value: Any, begun: Callable[[], config_lib.Config | None] = lambda: None) -> config_lib.Config:
+  """Turns the value of the --config flag into checked settings; model.dtype=auto becomes one of the dtypes.
+
+  Args:
+    flag_value: what the flag holds.
+    begun: the settings of the run that goes on, if there is one: auto is what it computes in, on any machine.
 
   Raises:
     InputError: the flag was not given, or a value makes no sense.
@@ -83,7 +87,8 @@ def load_config(flag_value: Any) -> config_lib.Config:
   config = config_lib.from_dict(flag_value)
   if config.model.dtype != "auto":
     return config
-  return config_lib.with_values(config, [("model.dtype", xla.fast_dtype())])
+  before = begun()
+  return config_lib.with_values(config, [("model.dtype", before.model.dtype if before else xla.fast_dtype())])
 
 
 def require(flag: flags.FlagHolder, example: str) -> Any:

@@ -115,6 +115,10 @@ class Workdir:
     except Exception as error:  # whatever settings that nobody wrote happen to raise
       raise InputError(f"{self.config} cannot be read ({files.first_line(error)}): {advice}.") from error
 
+  def begun(self) -> Config | None:
+    """`read_config`, or None where nothing has been trained yet."""
+    return self.read_config() if self.config.exists() else None
+
   def read_summary(self) -> dict[str, Any] | None:
     """The summary of a finished run; None while the run goes on.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -106,7 +107,8 @@ class TrainingSpeed:
           program = train_step.lower(self._state, placed).compile()
           self._steps[key] = _Step(program, placed, time.perf_counter() - start)
           shape = f"{bucket.rows} histories of up to {bucket.items} items"
-          print(f"{name}: compiled for {shape} in {self._steps[key].compile_seconds:.1f} s", flush=True)
+          done = f"{name}: compiled for {shape} in {self._steps[key].compile_seconds:.1f} s"
+          print(done, file=sys.stderr, flush=True)  # stdout is for what was measured
         self._shapes[name].append(_Shape(bucket.items, bucket.rows, bucket.batches, self._steps[key]))
 
   def run(self, repeats: int) -> None:
