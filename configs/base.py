@@ -7,8 +7,8 @@ reference   the published code's behaviour, quirk by quirk
 dense       no reduction, to compare with
 rastp       RASTP where the CPU's model has room for it: half of the tokens after the first block, to compare with
 items       after the first block one token per item, the sum of its tokens
-best        what ranks best of all that was tried (docs/results.md): one token per item before the first block, and a
-            vector of each item, with which all items are scored as well
+best        what validation users liked best (docs/results.md): one token per item before the first block, and a vector
+            of each item, with which all items are scored as well
 """
 
 from rastp_jax import config as config_lib
