@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from rastp_jax.data.histories import Histories
 from rastp_jax.experiments.speed import attention_speed, parts
 from rastp_jax.experiments.speed.decoding_speed import DecodingSpeed, cost_of_transitions, generated_codes
 from rastp_jax.experiments.speed.ratios import describe, make_ratios, speed_intervals
-from rastp_jax.experiments.speed.training_speed import TrainingSpeed, fastest_batch_size
+from rastp_jax.experiments.speed.training_speed import TrainingSpeed, costs, fastest_batch_size
 from rastp_jax.experiments.speed.variants import make_variants
 from rastp_jax.runtime.sharding import make_mesh
 from rastp_jax.semantic_ids.codes import SemanticIds
@@ -113,6 +114,15 @@ def test_training_results_follow_from_the_timings(result):
   padded, pruned = result["training"]["padded_dense"], result["training"]["bucketed_pruned"]
   for cost in ("padding_share", "flops_a_sample", "bytes_a_sample", "peak_bytes"):
     assert pruned[cost] < padded[cost], cost
+
+
+def test_on_a_gpu_products_are_counted_before_xla_hands_them_to_a_library(monkeypatch):
+  lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((8, 8), np.float32))
+  program = lowered.compile()
+  assert costs(lowered, program, make_mesh())[1] is not None
+  monkeypatch.setattr("rastp_jax.experiments.speed.training_speed.device_flops", lambda program: 0.0)  # as there
+  mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")] * 2), size=2)
+  assert costs(lowered, program, mesh) == (2 * 8**3 / 2, None)
 
 
 def test_a_run_needs_one_program_per_bucket(result):

@@ -127,7 +127,10 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   seeds = {DENSE: (1, 2, 3), "recent, 1/2": (1, 2, 3), "recent, 1/4": (4,), "rastp, 1/2": (2, 3, 4)}
   monkeypatch.setattr(Trainings, "finished", lambda self, row: set(seeds.get(row.name, ())))
   results = {
-    name: {seed: make_result(name, rng.integers(0, 20, 200), seed=seed, training_samples=1e6) for seed in its}
+    name: {
+      seed: make_result(name, rng.integers(0, 20, 200), seed=seed, training_samples=1e6, device_kind=f"GPU {seed % 2}")
+      for seed in its
+    }
     for name, its in seeds.items()
   }
   group = lambda self, row: training.Group(row.name, tuple(results[row.name][seed] for seed in self.seeds))
@@ -152,6 +155,7 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   assert "control" not in recent and dense["p_holm"] is None
   assert [recent["p_holm"], rastp["p_holm"]] == holm([recent["p"], rastp["p"]])
   assert recent["encoder_flops_vs_dense"] == 0.7 and recent["training_seconds_vs_dense"] is None
+  assert rastp["devices"] == ["GPU 0", "GPU 1"]
   assert recent["config"] == "configs/tiny.py" and recent["length"] == "1 epochs"
   assert "--config.train.seed=1" in recent["commands"][0] and "--split=validation" in recent["commands"][1]
 
@@ -219,7 +223,10 @@ def make_stored():
 
 
 def test_the_page_shows_everything_plots_first():
-  shown = page.make(make_stored())
+  stored = make_stored()
+  stored["runs"][0]["devices"] = ["cpu"]
+  shown = page.make(stored)
+  assert any(heading.endswith("9 validation users, trained on cpu") for heading in shown.tables)
   html = page.render("A & B", shown, "python x")
   assert [svg.count("<circle") >= 3 for _, svg, _ in shown.plots] == [True, True]
   assert html.index("<svg") < html.index("<table") and "A &amp; B" in html and "item_sum, &lt;before&gt;" in html

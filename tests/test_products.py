@@ -40,7 +40,7 @@ def result_and_gradients(function, a, b, weight):
   return value, *backward(weight.astype(value.dtype))
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
 def platform(request):
   """Forms are chosen while a program is traced; those of an accelerator run on a CPU, too."""
   with target.tracing_as(request.param):
@@ -87,3 +87,17 @@ def test_looking_up_is_indexing(rows, platform):
     np.testing.assert_allclose(
       backward(jnp.moveaxis(weight, -1, 1))[0], expected_backward(weight)[0], rtol=1e-6, atol=1e-6
     )
+
+
+def test_a_gpu_adds_up_a_small_tables_gradient_in_many_products():
+  """Its V x H sums are one tile of a product: with all terms in one product, one core of the GPU would work for it."""
+  rows, changes = jax.ShapeDtypeStruct((64, 7, 7), jnp.int32), jax.ShapeDtypeStruct((64, 6, 7, 7), jnp.float32)
+  table = jax.ShapeDtypeStruct((32, 6), jnp.float32)
+
+  def gradient(table, rows, changes):
+    return jax.vjp(lambda table: products.look_up_few(table, rows), table)[1](changes)[0]
+
+  with target.tracing_as("gpu"):
+    traced = jax.make_jaxpr(gradient)(table, rows, changes)
+  dots = [equation for equation in traced.jaxpr.eqns if equation.primitive.name == "dot_general"]
+  assert all(equation.outvars[0].aval.size >= 64 * 32 * 6 for equation in dots) and dots

@@ -51,13 +51,14 @@ def test_rows_differ_in_beams_and_sources_and_are_settings_of_decoding(trained):
 
 def test_a_row_is_the_mean_over_seeds(trained, monkeypatch):
   results = {
-    name: make_result(name, ranks, seed=seed, training_samples=100.0, training_seconds=seconds)
+    name: make_result(name, ranks, seed=seed, training_samples=100.0, training_seconds=seconds, device_kind="cpu")
     for name, ranks, seed, seconds in (("a", [0, 10, 10, 3], 1, 60.0), ("b", [0, 1, 10, 10], 2, 180.0))
   }
   monkeypatch.setattr(quality.evaluation_results, "load", lambda path, name: results[path])
   (row,) = quality.rows_of(trained, {"beams_10": ["a", "b"]}, {"beams_10": "python -m this"})
   assert row["recall@10"] == 0.5 and row["training_minutes"] == 2.0 and row["seeds"] == [1, 2]
   assert row["ndcg@10"] == pytest.approx(np.mean([(1 + 1 / np.log2(5)) / 4, (1 + 1 / np.log2(3)) / 4]))
+  assert row["devices"] == ["cpu"]
   assert not row["fused"] and not row["exclude_history"] and row["beams"] == 10 and row["samples"] == 100.0
   text = quality.table([row])
   assert text[1][:5] == ["toys", "cpu,best", "beams_10", "2", ""]

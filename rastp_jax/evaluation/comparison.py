@@ -39,6 +39,11 @@ class Group:
     found = [value for result in self.results if (value := result.metrics.get(key)) is not None]
     return found if len(found) == len(self.results) else []
 
+  @property
+  def devices(self) -> list[str]:
+    """The kinds of devices that the seeds were trained on, by JAX's names."""
+    return sorted({result.metrics["device_kind"] for result in self.results if "device_kind" in result.metrics})
+
   def mean(self, key: str) -> float | None:
     values = self.values(key)
     return statistics.fmean(values) if values else None

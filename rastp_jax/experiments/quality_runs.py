@@ -41,7 +41,7 @@ class Trained:
     return [
       f"--config=configs/{self.dataset}.py:{MODELS[self.model]}",
       f"--config.data.data_dir={self.data_dir}",
-      "--config.train.eval_users=4000",
+      "--config.train.eval_users=0",
       "--config.train.patience=0",
       *([f"--config.train.length={self.length}"] if self.length else []),
     ]
@@ -161,6 +161,7 @@ def rows_of(trained: Trained, outputs: Mapping[str, Sequence[pathlib.Path]], com
         "fused": settings["counts"]["share"] > 0,
         "exclude_history": settings["eval"]["exclude_history"],
         "users": len(group.results[0].ranks),
+        "devices": group.devices,
         **{metric: group.mean(metric) for metric in METRICS},
         "deviation": {metric: group.deviation(metric) for metric in METRICS},
         "training_minutes": statistics.fmean(group.values("training_seconds")) / 60,

@@ -62,6 +62,17 @@ def device_flops(program: jax.stages.Compiled) -> float:
   return _costs(program)["flops"]
 
 
+def written_flops(lowered: jax.stages.Lowered, devices: int) -> float:
+  """Floating-point operations of one of the `devices` in one call, of the program as JAX wrote it.
+
+  On GPUs products are calls of a library, of which XLA's analysis of the optimised program counts nothing.
+  """
+  costs = lowered.cost_analysis()
+  if not costs:
+    raise ValueError("this backend does not tell a program's costs")
+  return costs["flops"] / devices
+
+
 def device_traffic(program: jax.stages.Compiled) -> float:
   """Bytes that one device reads and writes in one call, by the same analysis: caches are not taken into account."""
   return _costs(program)["bytes accessed"]

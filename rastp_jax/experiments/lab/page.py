@@ -59,7 +59,9 @@ def make(stored: Mapping[str, Any]) -> Shown:
 def describe(runs: Sequence[Mapping[str, Any]]) -> str:
   """What runs of one comparison have in common, for people."""
   run = runs[0]
-  return f"{run['dataset']}, {run['config']}, {run['length']}, {run['users']:,} {run['split']} users"
+  devices = sorted({device for run in runs for device in run.get("devices", ())})
+  trained = f", trained on {' and '.join(devices)}" if devices else ""
+  return f"{run['dataset']}, {run['config']}, {run['length']}, {run['users']:,} {run['split']} users{trained}"
 
 
 _PARETO = (

@@ -120,6 +120,7 @@ def collect(
       "samples": group.mean("training_samples"),
       "beams": group.mean("beam_width"),
       "users": len(group.results[0].ranks),
+      "devices": group.devices,
       "encoder_flops_vs_dense": costs.get(row.name),
       **{name: group.mean(name) for name in METRICS},
       "deviation": {name: group.deviation(name) for name in METRICS},

@@ -24,6 +24,19 @@ def attention() -> str:
   return markdown(rows)
 
 
+def speed_gpu() -> str:
+  """The benchmark's ways to train, on a GPU."""
+  training = read("speed_h100")["training"]
+  first = training["padded_dense"]["samples_per_second"]
+  rows = [["", "samples/s", "ratio", "padding", "peak memory", "compile"]]
+  for name, variant in training.items():
+    speed = variant["samples_per_second"]
+    memory, compiling = f"{variant['peak_bytes'] / 1e9:.1f} GB", f"{variant['compile_seconds']:.0f} s"
+    cells = [f"{speed:,.0f}", f"{speed / first:.2f}", f"{variant['padding_share']:.0%}", memory, compiling]
+    rows.append([name.replace("_", ", "), *cells])
+  return markdown(rows)
+
+
 def speed_runs() -> dict[str, dict]:
   """The benchmark's run in either compute dtype."""
   return {"float32": read("speed_cpu"), "bfloat16": read("speed_cpu_bfloat16")}
@@ -152,6 +165,7 @@ TABLES: dict[str, Callable[[], str]] = {
     memory,
     pytorch,
     attention,
+    speed_gpu,
     tpu_traffic,
   )
 }

@@ -17,7 +17,7 @@ from rastp_jax.config import Config
 from rastp_jax.data.histories import Histories
 from rastp_jax.reduction.schedule import budgets
 from rastp_jax.runtime import sharding
-from rastp_jax.runtime.xla import device_bytes, device_flops, device_traffic
+from rastp_jax.runtime.xla import device_bytes, device_flops, device_traffic, written_flops
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training.setup import make_setup
 from rastp_jax.training.step import make_train_step
@@ -43,6 +43,8 @@ class _Step:
   program: jax.stages.Compiled
   batch: Mapping[str, jax.Array]
   compile_seconds: float
+  flops: float  # of a device
+  traffic: float | None  # bytes of a device; None on GPUs, where XLA does not see what products read and write
   calls: int = 1  # in a timed block
   seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -59,6 +61,13 @@ class _Shape:
   @property
   def median(self) -> float:
     return float(np.median(self.step.seconds))
+
+
+def costs(lowered: jax.stages.Lowered, program: jax.stages.Compiled, mesh: Mesh) -> tuple[float, float | None]:
+  """Floating-point operations and bytes of one device, in one call; bytes where XLA tells them."""
+  if mesh.devices.flat[0].platform == "gpu":
+    return written_flops(lowered, mesh.size), None
+  return device_flops(program), device_traffic(program)
 
 
 class TrainingSpeed:
@@ -104,8 +113,10 @@ class TrainingSpeed:
           batches = (setup.batches[step] for step in range(setup.batches.steps_per_epoch))
           placed = self._place(next(b for b in batches if b["history"].shape[:2] == (bucket.rows, bucket.items)))
           start = time.perf_counter()
-          program = train_step.lower(self._state, placed).compile()
-          self._steps[key] = _Step(program, placed, time.perf_counter() - start)
+          lowered = train_step.lower(self._state, placed)
+          program = lowered.compile()
+          seconds = time.perf_counter() - start
+          self._steps[key] = _Step(program, placed, seconds, *costs(lowered, program, mesh))
           shape = f"{bucket.rows} histories of up to {bucket.items} items"
           done = f"{name}: compiled for {shape} in {self._steps[key].compile_seconds:.1f} s"
           print(done, file=sys.stderr, flush=True)  # stdout is for what was measured
@@ -141,10 +152,12 @@ class TrainingSpeed:
     positions = sum(s.batches * s.rows * s.items for s in shapes) * self._item_length
     steps = sum(s.batches for s in shapes)
     seconds = sum(s.batches * s.median for s in shapes)
-    flops = sum(s.batches * device_flops(s.step.program) for s in shapes)
-    traffic = sum(s.batches * device_traffic(s.step.program) for s in shapes)
+    flops = sum(s.batches * s.step.flops for s in shapes)
+    known = all(s.step.traffic is not None for s in shapes)
+    traffic = sum(s.batches * (s.step.traffic or 0) for s in shapes) if known else None
     peaks = next((p for kind, p in PEAKS.items() if jax.devices()[0].device_kind.startswith(kind)), None)
-    at_peak = {"arithmetic": flops / peaks[0], "memory": traffic / peaks[1]} if peaks else {}
+    arithmetic = flops / peaks[0] if peaks else None
+    memory = traffic / peaks[1] if peaks and traffic is not None else None
     return {
       "samples_per_second": len(starts) / seconds,
       "real_tokens_per_second": real / seconds,
@@ -152,10 +165,10 @@ class TrainingSpeed:
       "samples_a_step": len(starts) / steps,
       "padding_share": 1 - real / positions,
       "flops_a_sample": flops * self._mesh.size / len(starts),
-      "bytes_a_sample": traffic * self._mesh.size / len(starts),
-      "flops_utilization": at_peak["arithmetic"] / seconds if peaks else None,
-      "roofline_share": max(at_peak.values()) / seconds if peaks else None,
-      "bound_by": max(at_peak, key=lambda bound: at_peak[bound]) if peaks else None,
+      "bytes_a_sample": None if traffic is None else traffic * self._mesh.size / len(starts),
+      "flops_utilization": None if arithmetic is None else arithmetic / seconds,
+      "roofline_share": None if arithmetic is None or memory is None else max(arithmetic, memory) / seconds,
+      "bound_by": None if arithmetic is None or memory is None else ("memory" if memory > arithmetic else "arithmetic"),
       "peak_bytes": max(device_bytes(s.step.program) for s in shapes),
       "compile_seconds": sum(s.step.compile_seconds for s in shapes),
       "shapes": [
