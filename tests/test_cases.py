@@ -114,6 +114,8 @@ def test_a_file_without_a_header_is_refused_until_its_columns_are_named(tmp_path
   found, users = read(tmp_path, files, columns=("user", "timestamp", "item"))
   assert users == READ and found.counts["interactions read"] == 12
   refused(tmp_path / "x", files, "has 3 columns in its first line.*but the config names 2", columns=("user", "item"))
+  said = r"names 1, \('user,timestamp,item',\): .* in quotation marks each"  # what a shell makes of three names
+  refused(tmp_path / "y", files, said, columns=("user,timestamp,item",))
 
 
 def test_yoochoose_keeps_its_first_row(tmp_path):

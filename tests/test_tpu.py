@@ -162,7 +162,8 @@ def test_accelerators_compute_what_a_cpu_does(method, kernels, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("platform", "kernels", "barriers"), [("cpu", False, True), ("gpu", False, False), ("tpu", True, False)]
+  ("platform", "kernels", "barriers"),
+  [("cpu", False, range(2, 1000)), ("gpu", False, [1]), ("tpu", True, [0])],  # a GPU's: gradient of position biases
 )
 def test_forms_follow_the_platform(platform, kernels, barriers):
   _, model = small_model("rastp", dtype="bfloat16")
@@ -176,7 +177,7 @@ def test_forms_follow_the_platform(platform, kernels, barriers):
     traced = jax.jit(jax.grad(loss)).trace(params)
   text = traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).as_text()
   assert ("tpu_custom_call" in text) == kernels
-  assert ("optimization_barrier" in text) == barriers
+  assert text.count("optimization_barrier ") in barriers
 
 
 def test_long_sequences_take_whole_matrices():

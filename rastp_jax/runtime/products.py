@@ -46,7 +46,10 @@ def look_up(table: Float[Array, "V D"], rows: Int[Array, "..."], dtype: DTypeLik
 
 def look_up_few(table: Float[Array, "V H"], rows: Int[Array, "B T S"]) -> Float[Array, "B H T S"]:
   """table[rows], the last axis second, for a small table of narrow rows: on an accelerator a product, too."""
-  return jnp.moveaxis(table[rows], -1, 1) if target.on_cpu() else _plain_look_up_few(table, rows)
+  if target.on_cpu():
+    return jnp.moveaxis(table[rows], -1, 1)
+  per_row = target.current().platform == "gpu" and rows.shape[0] > 1
+  return (_gpu_look_up_few if per_row else _plain_look_up_few)(table, rows)
 
 
 def swap_in_memory(x: Float[Array, "..."], first: int, second: int) -> Float[Array, "..."]:
@@ -149,19 +152,25 @@ def _plain_look_up(table, rows, dtype):
   return table.astype(dtype)[rows]
 
 
-@jax.custom_vjp
 def _plain_look_up_few(table, rows):
   chosen = jax.nn.one_hot(rows, table.shape[0], dtype=table.dtype)
   return jnp.einsum("BTSV,VH->BHTS", chosen, table, precision=jax.lax.Precision.HIGHEST)
 
 
-def _look_up_few_backward(kept, change):
-  """A product with ones and zeros; on a GPU one for each B: one for all is a single tile, for a single core of it."""
+@jax.custom_vjp
+def _gpu_look_up_few(table, rows):
+  return _plain_look_up_few(table, rows)
+
+
+def _gpu_look_up_few_backward(kept, change):
+  """A product for each B, and then a sum: V x H sums of all terms are one tile, for which one core of a GPU would work.
+
+  The barrier keeps XLA from making one product of the two.
+  """
   table, rows = kept
   chosen = jax.nn.one_hot(rows, table.shape[0], dtype=change.dtype)
-  form = "BTSV,BHTS->BVH" if target.current().platform == "gpu" else "BTSV,BHTS->VH"
-  summed = jnp.einsum(form, chosen, change, precision=jax.lax.Precision.HIGHEST)
-  return jnp.sum(summed.reshape(-1, *table.shape), axis=0).astype(table.dtype), None
+  summed = jnp.einsum("BTSV,BHTS->BVH", chosen, change, precision=jax.lax.Precision.HIGHEST)
+  return jnp.sum(jax.lax.optimization_barrier(summed), axis=0).astype(table.dtype), None
 
 
 def _look_up_backward(dtype, kept, change):
@@ -207,4 +216,4 @@ _plain_matmul_transposed.defvjp(
 )
 _plain_add_to_each.defvjp(lambda x, shared: (_plain_add_to_each(x, shared), shared), _plain_add_backward)
 _plain_look_up.defvjp(lambda table, rows, dtype: (_plain_look_up(table, rows, dtype), (table, rows)), _look_up_backward)
-_plain_look_up_few.defvjp(lambda table, rows: (_plain_look_up_few(table, rows), (table, rows)), _look_up_few_backward)
+_gpu_look_up_few.defvjp(lambda table, rows: (_gpu_look_up_few(table, rows), (table, rows)), _gpu_look_up_few_backward)
