@@ -102,6 +102,19 @@ def test_useful_codes_are_told_from_random_and_collapsed_ones():
   assert "COLLAPSED" not in health.describe(useful)
 
 
+def test_advice_on_collapsed_codes_is_of_use():
+  """Not the method that is in use already, and not more codes where vectors are alike."""
+  one_code = SemanticIds.from_learned(np.zeros((64, 2), int), 8, {"method": "rqvae"})
+  measured = lambda ids, *errors: health.describe(
+    health.measure(ids, HealthInputs(catalogue([["A"]] * 64), errors=errors))
+  )
+  assert "method=residual_kmeans" in measured(one_code, 0.5, 0.2) and "use more levels" in measured(one_code, 0.5, 0.2)
+  ours = SemanticIds(one_code.codes, one_code.widths, {"method": "residual_kmeans"}, one_code.learned)
+  alike = measured(ours, 0.5, 0.0)
+  assert "another seed" in alike and "residual_kmeans" not in alike
+  assert "almost equal, so that more codes would not help" in alike and "use more levels" not in alike
+
+
 def test_levels_with_nothing_left_to_code_are_named_and_not_called_collapsed():
   pairs = np.stack(np.divmod(np.arange(64), 8), 1)
   ids = SemanticIds.from_learned(np.concatenate([pairs, np.zeros((64, 1), int)], 1), 8, {})

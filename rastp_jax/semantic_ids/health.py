@@ -24,6 +24,7 @@ COLLAPSED_COLLISIONS = 0.5
 UNINFORMATIVE = 1.5
 # Share of the vectors' variance below which a further level has nothing to code.
 NOTHING_LEFT = 0.01
+STEADIEST = "residual_kmeans"  # the method whose codes collapse least
 
 _NUMBERS = {1: "one", 2: "two", 3: "three"}
 
@@ -85,7 +86,7 @@ def measure(ids: SemanticIds, inputs: HealthInputs = HealthInputs()) -> dict[str
   }
   if inputs.history is not None and inputs.spans is not None:
     metrics["shared_prefix"] = shared_prefix(learned, inputs.history, *inputs.spans)
-  return {**metrics, **_verdict(metrics)}
+  return {**metrics, **_verdict(metrics, ids.provenance.get("method"))}
 
 
 def shared_category(first_codes: np.ndarray, items: Sequence[Item]) -> dict[str, Any] | None:
@@ -181,9 +182,11 @@ def _enough_levels(metrics: Mapping[str, Any]) -> int:
   return metrics["levels"]
 
 
-def _verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
-  """collapsed, uninformative, and advice: one sentence per finding."""
+def _verdict(metrics: Mapping[str, Any], method: str | None) -> dict[str, Any]:
+  """collapsed, uninformative, and advice: one sentence per finding, which never names the method in use."""
   advice = []
+  other = "" if method == STEADIEST else f"semantic_ids.method={STEADIEST}, "
+  alike = metrics["reconstruction_error"] and metrics["reconstruction_error"][-1] < NOTHING_LEFT
   enough = _enough_levels(metrics)
   if enough < metrics["levels"]:
     advice.append(
@@ -195,15 +198,21 @@ def _verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
     advice.append(
       f"Level {level} has COLLAPSED: a few codes have most of the items ({metrics['codes_in_use'][level]} of "
       f"{metrics['widths'][level]} are in use, one has {metrics['items_a_code'][level]['max']} items); check whether "
-      "rows of the embeddings are equal or almost equal, or learn with semantic_ids.method=residual_kmeans, another "
-      "seed or a smaller semantic_ids.codebook_size."
+      f"rows of the embeddings are equal or almost equal, or learn with {other}another seed or a smaller "
+      "semantic_ids.codebook_size."
     )
   crowded = metrics["colliding_items"] > COLLAPSED_COLLISIONS * metrics["items"]
   if crowded:
     advice.append(
       f"The codes have COLLAPSED: {metrics['colliding_percent']:.0f} % of the items share all learned codes with "
-      "another, too many for a model to tell apart; use more levels or codes per level (semantic_ids.levels, "
-      "semantic_ids.codebook_size), or embeddings that differ more from item to item."
+      "another, too many for a model to tell apart; "
+      + (
+        "their vectors are almost equal, so that more codes would not help: give texts or embeddings that differ more "
+        "from item to item, or longer histories."
+        if alike
+        else "use more levels or codes per level (semantic_ids.levels, semantic_ids.codebook_size), or embeddings that "
+        "differ more from item to item."
+      )
     )
   known = [metrics[name] for name in ("shared_category", "shared_prefix") if metrics[name] is not None]
   uninformative = bool(known) and all(metric["ratio"] is None or metric["ratio"] < UNINFORMATIVE for metric in known)
