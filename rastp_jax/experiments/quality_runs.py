@@ -173,14 +173,16 @@ def rows_of(trained: Trained, outputs: Mapping[str, Sequence[pathlib.Path]], com
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   """The rows as cells, published numbers among them."""
-  cells = [["dataset", "model", "answers", "seeds", "history", *METRICS, "minutes"]]
+  cells = [["dataset", "model", "answers", "seeds", "history", *METRICS, "minutes", "trained on"]]
   for dataset in dict.fromkeys(row["dataset"] for row in rows):
     for row in (row for row in rows if row["dataset"] == dataset):
       model = row["config"].rpartition(":")[2] if row["model"] == "sid" else row["model"]
       left_out = "left out" if row["exclude_history"] else ""
       metrics = [f"{row[metric]:.4f}" for metric in METRICS]
-      minutes = f"{row['training_minutes']:.0f}"
-      cells.append([dataset, model, row.get("answers", ""), f"{len(row['seeds'])}", left_out, *metrics, minutes])
+      minutes, devices = f"{row['training_minutes']:.0f}", " and ".join(row.get("devices", ()))
+      cells.append(
+        [dataset, model, row.get("answers", ""), f"{len(row['seeds'])}", left_out, *metrics, minutes, devices]
+      )
     for method, values in published_results.RESULTS[dataset].items():
-      cells.append([dataset, f"published {method}", "", "", "", *(f"{value:.4f}" for value in values), ""])
+      cells.append([dataset, f"published {method}", "", "", "", *(f"{value:.4f}" for value in values), "", ""])
   return cells
