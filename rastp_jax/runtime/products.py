@@ -45,9 +45,9 @@ def look_up(table: Float[Array, "V D"], rows: Int[Array, "..."], dtype: DTypeLik
 
 
 def look_up_few(table: Float[Array, "V H"], rows: Int[Array, "B T S"]) -> Float[Array, "B H T S"]:
-  """table[rows], the last axis second, for a small table of narrow rows: on an accelerator a product, too."""
+  """table[rows], the last axis second, for a small table of narrow rows: on a TPU a product."""
   if target.on_cpu():
-    return jnp.moveaxis(table[rows], -1, 1)
+    return _indexed(table, rows)
   per_row = target.current().platform == "gpu" and rows.shape[0] > 1
   return (_gpu_look_up_few if per_row else _plain_look_up_few)(table, rows)
 
@@ -157,9 +157,13 @@ def _plain_look_up_few(table, rows):
   return jnp.einsum("BTSV,VH->BHTS", chosen, table, precision=jax.lax.Precision.HIGHEST)
 
 
+def _indexed(table, rows):
+  return jnp.moveaxis(table[rows], -1, 1)
+
+
 @jax.custom_vjp
 def _gpu_look_up_few(table, rows):
-  return _plain_look_up_few(table, rows)
+  return _indexed(table, rows)
 
 
 def _gpu_look_up_few_backward(kept, change):
