@@ -62,6 +62,7 @@ def test_a_row_is_the_mean_over_seeds(trained, monkeypatch):
   assert not row["fused"] and not row["exclude_history"] and row["beams"] == 10 and row["samples"] == 100.0
   text = quality.table([row])
   assert text[1][:5] == ["toys", "cpu,best", "beams_10", "2", ""]
+  assert text[1][6] == f"0.5000 ± {row['deviation']['recall@10']:.4f}" and text[1][-2:] == ["2", "cpu"]
   assert ["toys", "published TIGER"] in [cells[:2] for cells in text]
 
 

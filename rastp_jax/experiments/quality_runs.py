@@ -178,7 +178,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for row in (row for row in rows if row["dataset"] == dataset):
       model = row["config"].rpartition(":")[2] if row["model"] == "sid" else row["model"]
       left_out = "left out" if row["exclude_history"] else ""
-      metrics = [f"{row[metric]:.4f}" for metric in METRICS]
+      deviation = {metric: value for metric, value in row.get("deviation", {}).items() if value is not None}
+      plus_minus = {metric: f" ± {value:.4f}" for metric, value in deviation.items()}
+      metrics = [f"{row[metric]:.4f}{plus_minus.get(metric, '')}" for metric in METRICS]
       minutes, devices = f"{row['training_minutes']:.0f}", " and ".join(row.get("devices", ()))
       cells.append(
         [dataset, model, row.get("answers", ""), f"{len(row['seeds'])}", left_out, *metrics, minutes, devices]
