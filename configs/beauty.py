@@ -6,9 +6,9 @@
 
 Seen on test, 10 beams, 16 epochs in bfloat16 on a GPU, three seeds, recall@10: `:cpu` 0.0594 ± 0.0007, `:cpu,rastp`
 0.0518 ± 0.0022, `:cpu,dense` 0.0546 ± 0.0008 (docs/reduction.md); on 2 cores one seed of the last two took 31 and 43
-minutes on slow days and came to 0.0495 and 0.0560 (docs/results.md). `:cpu,best`: 0.0824 ± 0.0008 (docs/results.md). The
-paper-sized default and `:reference` have not been trained to the end yet; the paper reports recall@10 0.0656 pruned and
-0.0645 dense.
+minutes on slow days and came to 0.0495 and 0.0560. `:cpu,best` with eval.item_share=1: 0.0824 ± 0.0008, on a CPU core
+43 minutes (docs/results.md). The paper-sized default and `:reference` have not been trained to the end yet; the paper
+reports recall@10 0.0656 pruned and 0.0645 dense.
 """
 
 from rastp_jax.configs import base

@@ -123,6 +123,18 @@ def test_on_a_gpu_products_are_counted_before_xla_hands_them_to_a_library(monkey
   monkeypatch.setattr("rastp_jax.experiments.speed.training_speed.device_flops", lambda program: 0.0)  # as there
   mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")] * 2), size=2)
   assert costs(lowered, program, mesh) == (2 * 8**3 / 2, None)
+  monkeypatch.setattr(type(lowered), "cost_analysis", lambda self: None)  # as some backends do
+  assert costs(lowered, program, mesh) == (None, None)
+
+
+def test_what_a_device_does_not_tell_is_left_out(result):
+  unknown = {"flops_a_sample": None, "bytes_a_sample": None}
+  found = result["training"]["padded_dense"] | unknown
+  training = {name: found for name in make_variants(CONFIG, LENGTHS)}
+  ratios = make_ratios(result | {"training": training})
+  assert "padded_pruned_vs_padded_dense" in ratios and not any("flop" in name for name in ratios)
+  text = describe(result | {"training": training, "ratios": ratios})
+  assert "samples/s" in text and "MFLOP" not in text
 
 
 def test_a_run_needs_one_program_per_bucket(result):

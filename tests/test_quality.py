@@ -72,7 +72,8 @@ def test_anchors_come_with_the_settings_that_validation_chose(tmp_path):
   values = {"minutes": 2.0, "test": metrics, "test, history excluded": {name: 0.2 for name in quality.METRICS}}
   models = {"counts": {**values, "settings": {**settings, "last_items": 5}}}
   file = tmp_path / "baselines_toys.json"
-  file.write_text(json.dumps({"models": models, "command": "python -m that"}))
+  file.write_text(json.dumps({"models": models, "command": "python -m that", "machine": {"device_kind": "cpu"}}))
   rows, counts = quality.anchors("toys", file)
   assert [(row["exclude_history"], row["recall@10"]) for row in rows] == [(False, 0.1), (True, 0.2)]
+  assert rows[0]["devices"] == ["cpu"]
   assert counts == {f"counts.{name}": value for name, value in {**settings, "last_items": 5}.items()}

@@ -42,7 +42,7 @@ class Group:
   @property
   def devices(self) -> list[str]:
     """The kinds of devices that the seeds were trained on, by JAX's names."""
-    return sorted({result.metrics["device_kind"] for result in self.results if "device_kind" in result.metrics})
+    return sorted({result.metrics.get("device_kind", "unknown") for result in self.results})
 
   def mean(self, key: str) -> float | None:
     values = self.values(key)

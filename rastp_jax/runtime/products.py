@@ -45,7 +45,7 @@ def look_up(table: Float[Array, "V D"], rows: Int[Array, "..."], dtype: DTypeLik
 
 
 def look_up_few(table: Float[Array, "V H"], rows: Int[Array, "B T S"]) -> Float[Array, "B H T S"]:
-  """table[rows], the last axis second, for a small table of narrow rows: on a TPU a product."""
+  """table[rows], the last axis second, for a small table of narrow rows: on a TPU a product, too."""
   if target.on_cpu():
     return _indexed(table, rows)
   per_row = target.current().platform == "gpu" and rows.shape[0] > 1

@@ -186,7 +186,8 @@ def _verdict(metrics: Mapping[str, Any], method: str | None) -> dict[str, Any]:
   """collapsed, uninformative, and advice: one sentence per finding, which never names the method in use."""
   advice = []
   other = "" if method == STEADIEST else f"semantic_ids.method={STEADIEST}, "
-  alike = metrics["reconstruction_error"] and metrics["reconstruction_error"][-1] < NOTHING_LEFT
+  room = math.prod(metrics["widths"][: metrics["levels"]]) >= metrics["items"]
+  alike = room and metrics["reconstruction_error"] and metrics["reconstruction_error"][-1] < NOTHING_LEFT
   enough = _enough_levels(metrics)
   if enough < metrics["levels"]:
     advice.append(
@@ -207,8 +208,8 @@ def _verdict(metrics: Mapping[str, Any], method: str | None) -> dict[str, Any]:
       f"The codes have COLLAPSED: {metrics['colliding_percent']:.0f} % of the items share all learned codes with "
       "another, too many for a model to tell apart; "
       + (
-        "their vectors are almost equal, so that more codes would not help: give texts or embeddings that differ more "
-        "from item to item, or longer histories."
+        "almost nothing of their vectors is left to code, so that more codes would hardly help: give texts, embeddings "
+        "or histories that tell items apart better."
         if alike
         else "use more levels or codes per level (semantic_ids.levels, semantic_ids.codebook_size), or embeddings that "
         "differ more from item to item."

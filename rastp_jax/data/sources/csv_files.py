@@ -93,7 +93,7 @@ class CsvFile:
         raise InputError(
           f"{path} has {len(header)} columns in its first line, {self.first_line[:80]!r}, separated by "
           f"{SEPARATORS.get(self.separator, repr(self.separator))}, but the config names {len(names)}, "
-          f"{tuple(names)}: name each column, in order, with config.data.columns or, for the items file, "
+          f"{str(tuple(names))[:200]}: name each column, in order, with config.data.columns or, for the items file, "
           "config.data.item_file_columns, in quotation marks each: \"('user', 'item', 'timestamp')\"."
         )
       if not self._skip and fits(header) > 1:

@@ -15,6 +15,7 @@ from rastp_jax.experiments.lab.rows import DENSE, Row
 from rastp_jax.experiments.speed.training_speed import TrainingSpeed
 from rastp_jax.model.factory import make_model
 from rastp_jax.runtime import sharding
+from rastp_jax.runtime.xla import written_flops
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training.setup import make_setup
 
@@ -24,7 +25,8 @@ def encoder_flops(
 ) -> dict[str, float]:
   """Encoder FLOPs of a training sample in its bucket, forward, over those of dense; by row.
 
-  By XLA's count of the program before its own work on it, weighted by how many rows an epoch has in each bucket.
+  By XLA's count of the program before its own work on it, weighted by how many rows an epoch has in each bucket. Empty
+  on devices whose backend does not tell.
   """
   setup = make_setup(config, histories, semantic_ids)
   counts = {bucket.items: bucket.rows * bucket.batches for bucket in setup.batches.buckets if bucket.batches}
@@ -45,8 +47,10 @@ def encoder_flops(
     totals[row.name] = 0.0
     for items, count in counts.items():
       history = jax.ShapeDtypeStruct((8, items, what_is_read(semantic_ids, config.model).shape[1]), jnp.int32)
-      costs = jax.jit(encode).lower(params, history).cost_analysis() or {}
-      totals[row.name] += count * costs["flops"] / 8
+      flops = written_flops(jax.jit(encode).lower(params, history))
+      if flops is None:
+        return {}
+      totals[row.name] += count * flops / 8
   return {name: total / totals[DENSE] for name, total in totals.items()}
 
 

@@ -59,9 +59,7 @@ def make(stored: Mapping[str, Any]) -> Shown:
 def describe(runs: Sequence[Mapping[str, Any]]) -> str:
   """What runs of one comparison have in common, for people."""
   run = runs[0]
-  devices = sorted({device for run in runs for device in run.get("devices", ())})
-  trained = f", trained on {' and '.join(devices)}" if devices else ""
-  return f"{run['dataset']}, {run['config']}, {run['length']}, {run['users']:,} {run['split']} users{trained}"
+  return f"{run['dataset']}, {run['config']}, {run['length']}, {run['users']:,} {run['split']} users"
 
 
 _PARETO = (
@@ -111,7 +109,7 @@ def inside(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   """One row per trained arrangement, the best NDCG@10 first."""
   head = ["", "seeds", "encoder FLOPs", "recall@10", "NDCG@10", "to dense", "95 % interval", "p, Holm"]
-  rows = [[*head, "to recent at equal FLOPs", "95 % interval"]]
+  rows = [[*head, "to recent of nearest FLOPs", "95 % interval", "trained on"]]
   for run in sorted(runs, key=lambda run: -run["ndcg@10"]):
     cost, p, base = run["encoder_flops_vs_dense"], run["p_holm"], run["dense_ndcg@10"]
     relative = lambda value, base=base: f"{value / base:+.1%}"
@@ -131,6 +129,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         "" if p is None else f"{p:.3f}",
         "" if control is None else f"{relative(run['control_difference'])}",
         "" if control is None else interval("control_difference"),
+        " and ".join(run.get("devices", ())),
       ]
     )
   return rows

@@ -42,10 +42,11 @@ def make_ratios(result: Mapping[str, Any]) -> dict[str, float]:
   speed = lambda name: training[name]["samples_per_second"]
   ratios = {f"{a}_vs_{b}": speed(a) / speed(b) for a, b in _COMPARED}
   flops = lambda name: training[name]["flops_a_sample"]
-  allowed = flops("padded_dense") / flops("padded_pruned")
-  ratios["flop_limit_padded_pruned_vs_padded_dense"] = allowed
-  ratios["share_of_flop_limit"] = ratios["padded_pruned_vs_padded_dense"] / allowed
-  ratios["flop_limit_bucketed_pruned_vs_bucketed_dense"] = flops("bucketed_dense") / flops("bucketed_pruned")
+  if all(flops(name) is not None for name in training):  # some devices do not tell
+    allowed = flops("padded_dense") / flops("padded_pruned")
+    ratios["flop_limit_padded_pruned_vs_padded_dense"] = allowed
+    ratios["share_of_flop_limit"] = ratios["padded_pruned_vs_padded_dense"] / allowed
+    ratios["flop_limit_bucketed_pruned_vs_bucketed_dense"] = flops("bucketed_dense") / flops("bucketed_pruned")
   peak = lambda name: training[name]["peak_bytes"]
   ratios["peak_memory_pruned_vs_dense"] = peak("padded_pruned") / peak("padded_dense")
   if "input" in result:

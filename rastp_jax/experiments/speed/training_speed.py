@@ -4,7 +4,7 @@ import dataclasses
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,7 +43,7 @@ class _Step:
   program: jax.stages.Compiled
   batch: Mapping[str, jax.Array]
   compile_seconds: float
-  flops: float  # of a device
+  flops: float | None  # of a device; None where the backend does not tell
   traffic: float | None  # bytes of a device; None on GPUs, where XLA does not see what products read and write
   calls: int = 1  # in a timed block
   seconds: list[float] = dataclasses.field(default_factory=list)
@@ -63,11 +63,18 @@ class _Shape:
     return float(np.median(self.step.seconds))
 
 
-def costs(lowered: jax.stages.Lowered, program: jax.stages.Compiled, mesh: Mesh) -> tuple[float, float | None]:
-  """Floating-point operations and bytes of one device, in one call; bytes where XLA tells them."""
+def costs(lowered: jax.stages.Lowered, program: jax.stages.Compiled, mesh: Mesh) -> tuple[float | None, float | None]:
+  """Floating-point operations and bytes of one device, in one call, where XLA tells them."""
   if mesh.devices.flat[0].platform == "gpu":
-    return written_flops(lowered, mesh.size), None
+    flops = written_flops(lowered)
+    return None if flops is None else flops / mesh.size, None
   return device_flops(program), device_traffic(program)
+
+
+def _sum(weighted: Iterable[tuple[int, float | None]]) -> float | None:
+  """The sum of numbers times values; None if a value is."""
+  pairs = list(weighted)
+  return None if any(value is None for _, value in pairs) else sum(number * (value or 0) for number, value in pairs)
 
 
 class TrainingSpeed:
@@ -152,11 +159,10 @@ class TrainingSpeed:
     positions = sum(s.batches * s.rows * s.items for s in shapes) * self._item_length
     steps = sum(s.batches for s in shapes)
     seconds = sum(s.batches * s.median for s in shapes)
-    flops = sum(s.batches * s.step.flops for s in shapes)
-    known = all(s.step.traffic is not None for s in shapes)
-    traffic = sum(s.batches * (s.step.traffic or 0) for s in shapes) if known else None
+    flops = _sum((s.batches, s.step.flops) for s in shapes)
+    traffic = _sum((s.batches, s.step.traffic) for s in shapes)
     peaks = next((p for kind, p in PEAKS.items() if jax.devices()[0].device_kind.startswith(kind)), None)
-    arithmetic = flops / peaks[0] if peaks else None
+    arithmetic = flops / peaks[0] if peaks and flops is not None else None
     memory = traffic / peaks[1] if peaks and traffic is not None else None
     return {
       "samples_per_second": len(starts) / seconds,
@@ -164,7 +170,7 @@ class TrainingSpeed:
       "milliseconds_a_step": 1e3 * seconds / steps,
       "samples_a_step": len(starts) / steps,
       "padding_share": 1 - real / positions,
-      "flops_a_sample": flops * self._mesh.size / len(starts),
+      "flops_a_sample": None if flops is None else flops * self._mesh.size / len(starts),
       "bytes_a_sample": None if traffic is None else traffic * self._mesh.size / len(starts),
       "flops_utilization": None if arithmetic is None else arithmetic / seconds,
       "roofline_share": None if arithmetic is None or memory is None else max(arithmetic, memory) / seconds,
