@@ -2,7 +2,7 @@
 
 (none)      paper-sized (d_model 128, 6 heads of 64, d_ff 1024, 4+4 blocks), the corrected behaviour
 cpu         a model that trains usefully on 2 cores within half an hour; before the first block an item's tokens become
-            one, their sum, which costs nothing that three datasets show and takes a third of dense's time
+            one, their sum, which loses nothing that three datasets show and takes a third of dense's time
 reference   the published code's behaviour, quirk by quirk
 dense       no reduction, to compare with
 rastp       RASTP where the CPU's model has room for it: half of the tokens after the first block, to compare with

@@ -158,7 +158,7 @@ def answer() -> str:
   note = (
     f"{dense['users']:,} users, their {dense['split']} items, full ranking, {dense['beams']:.0f} beams; "
     f"{dense['samples'] / 1e6:.1f} million training samples, {seeds}. *To dense*: relative difference of NDCG@10, its "
-    "interval over users. FLOPs and time: dense = 1, time from steps in turns in one process."
+    "interval over users. FLOPs and time: dense = 1, time from steps in turns in one process on a CPU core."
   )
   return f"{markdown(rows)}\n\n{note}"
 
