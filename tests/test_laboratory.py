@@ -66,6 +66,11 @@ def test_costs_fall_with_the_budget(saved):
   assert costs["item_mean, before block 0"] < 0.4 < costs["item_mean, after block 0"] < 1.0
 
 
+def test_where_a_device_does_not_tell_its_arithmetic_costs_stay_open(saved, monkeypatch):
+  monkeypatch.setattr(cost, "written_flops", lambda lowered: None)
+  assert cost.encoder_flops(saved.config, saved.histories, saved.semantic_ids, [ROWS[DENSE]]) == {}
+
+
 def test_the_screen_tells_whom_a_row_affects_and_what_it_keeps(saved):
   screen = Screen(saved, users=0)
   seen = {

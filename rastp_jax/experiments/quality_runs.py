@@ -41,7 +41,6 @@ class Trained:
     return [
       f"--config=configs/{self.dataset}.py:{MODELS[self.model]}",
       f"--config.data.data_dir={self.data_dir}",
-      "--config.train.eval_users=0",
       "--config.train.patience=0",
       *([f"--config.train.length={self.length}"] if self.length else []),
     ]

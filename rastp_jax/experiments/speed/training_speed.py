@@ -73,8 +73,12 @@ def costs(lowered: jax.stages.Lowered, program: jax.stages.Compiled, mesh: Mesh)
 
 def _sum(weighted: Iterable[tuple[int, float | None]]) -> float | None:
   """The sum of numbers times values; None if a value is."""
-  pairs = list(weighted)
-  return None if any(value is None for _, value in pairs) else sum(number * (value or 0) for number, value in pairs)
+  total = 0.0
+  for number, value in weighted:
+    if value is None:
+      return None
+    total += number * value
+  return total
 
 
 class TrainingSpeed:
