@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import json
 import logging
 import os
@@ -40,6 +41,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # These tests take away what Orbax is reading or writing; its event loop is then collected before its futures.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_for_other_tests():
+  """What Orbax gave up where files were damaged is collected here, not in whichever test comes later."""
+  yield
+  gc.collect()
 
 
 # Being told to stop
