@@ -12,7 +12,8 @@ from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.generation.beam_search import beam_search
 from rastp_jax.generation.trie import build_transitions
 from rastp_jax.model import encoder_decoder
-from rastp_jax.model.layers import Dropout
+from rastp_jax.model.layers import Attention, DecoderBlock, Dropout
+from rastp_jax.runtime import target
 
 WIDTHS = (5, 4, 3)
 
@@ -54,6 +55,59 @@ def test_dropout_masks_are_random_and_fair(rate):
 def test_dropout_without_a_key_changes_nothing():
   x = jnp.arange(6.0)
   np.testing.assert_array_equal(Dropout(None)(x, 0.5), x)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize(("biased", "rate"), [(False, 0.0), (True, 0.3)])
+def test_attention_over_states_is_attention_over_keys_and_values(platform, biased, rate):
+  config = ModelConfig(d_model=16, num_heads=2, head_dim=8, attention_dropout=rate)
+  graph, weights = nnx.split(Attention(config, rngs=nnx.Rngs(0)))
+  draw = np.random.default_rng(0).standard_normal
+  array = lambda *shape: jnp.asarray(draw(shape), jnp.float32)
+  queries, states, wanted = array(3, 4, 16), array(3, 7, 16), array(3, 4, 16)
+  bias = array(3, 2, 4, 7) if biased else None
+  mask = (jnp.arange(7)[None] < jnp.array([7, 3, 1])[:, None])[:, None, None, :]
+
+  def loss(direct, weights, queries, states, bias):
+    attention, drop = nnx.merge(graph, weights), Dropout(jax.random.key(1))
+    read = attention.over_states if direct else attention
+    memory = states if direct else attention.keys_values(states)
+    return jnp.sum(wanted * read(queries, memory, mask, bias, drop))
+
+  with target.tracing_as(platform):
+    gradient = jax.value_and_grad(loss, (1, 2, 3, 4) if biased else (1, 2, 3))
+    got, expected = (gradient(direct, weights, queries, states, bias) for direct in (True, False))
+  for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    assert ours.dtype == theirs.dtype == jnp.float32
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_gradients_of_weights_stay_float32():
+  """On accelerators, also where a product has one matrix for each head: what is added up over rows is not rounded."""
+  attention = Attention(ModelConfig(d_model=16, num_heads=2, head_dim=8, dtype="bfloat16"), rngs=nnx.Rngs(0))
+  graph, weights = nnx.split(attention)
+  queries, states = jnp.ones((2, 3, 16), jnp.bfloat16), jnp.ones((2, 9, 16), jnp.bfloat16)
+  mask = jnp.ones((2, 1, 1, 9), bool)
+
+  def loss(weights):
+    return jnp.sum(nnx.merge(graph, weights).over_states(queries, states, mask, None, Dropout(None)))
+
+  with target.tracing_as("gpu"):
+    text = str(jax.make_jaxpr(jax.grad(loss))(weights))
+  products = [line.split(" = ")[0].split(":")[-1].strip() for line in text.splitlines() if " = dot_general[" in line]
+  for shape in ("2,8,16", "2,16,8"):  # heads, and what each of them makes of what
+    assert f"f32[{shape}]" in products and f"bf16[{shape}]" not in products
+
+
+def test_few_queries_over_many_keys_read_states():
+  config = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32)
+  block = DecoderBlock(config, rngs=nnx.Rngs(0))
+  projected = lambda keys, queries: (
+    block.memory(jnp.zeros((2, keys, 16)), jnp.ones((2, keys), bool), None, queries).keys_values is not None
+  )
+  assert not projected(32, 4)
+  assert projected(31, 4)
+  assert projected(32, None)  # beams read them level after level
 
 
 def test_ages_tell_which_item_is_the_newest():

@@ -182,13 +182,10 @@ class EncoderDecoder(nnx.Module):
       return None
     return jnp.log(jnp.maximum(tokens.size, 1.0))
 
-  def _memories(self, encoded: Tokens) -> list[CrossMemory]:
-    """What each decoder block reads of the encoder."""
+  def _memories(self, encoded: Tokens, *, queries: int | None) -> list[CrossMemory]:
+    """What each decoder block reads of the encoder; see `DecoderBlock.memory`."""
     log_size = self._log_size(encoded)
-    return [
-      CrossMemory(block.cross_attention.keys_values(encoded.hidden), encoded.mask, log_size)
-      for block in self.decoder_blocks
-    ]
+    return [block.memory(encoded.hidden, encoded.mask, log_size, queries) for block in self.decoder_blocks]
 
   def decode(
     self, encoded: Tokens, target: Int[Array, "B C"], *, key: PRNGKeyArray | None = None
@@ -198,8 +195,8 @@ class EncoderDecoder(nnx.Module):
     hidden = jnp.concatenate([self._bos(target.shape[0]), self.embed_codes(target[:, :-1])], axis=1)
     hidden = drop(hidden, self.config.dropout)
     places = jnp.arange(self.layout.depth, dtype=jnp.int32)[None]
-    bias = self.decoder_bias(places, places)
-    for block, memory in zip(self.decoder_blocks, self._memories(encoded), strict=True):
+    bias, memories = self.decoder_bias(places, places), self._memories(encoded, queries=self.layout.depth)
+    for block, memory in zip(self.decoder_blocks, memories, strict=True):
       hidden = block(hidden, bias, memory, drop)
     return drop(self.decoder_norm(hidden), self.config.dropout)
 
@@ -238,8 +235,8 @@ class EncoderDecoder(nnx.Module):
     hidden = queries.astype(self.config.dtype)[None]
     hidden = drop(jnp.broadcast_to(hidden, (encoded.hidden.shape[0], *queries.shape)), self.config.dropout)
     first = jnp.zeros((1, 1), jnp.int32)
-    bias = self.decoder_bias(first, first)
-    for block, memory in zip(self.decoder_blocks, self._memories(encoded), strict=True):
+    bias, memories = self.decoder_bias(first, first), self._memories(encoded, queries=queries.shape[0])
+    for block, memory in zip(self.decoder_blocks, memories, strict=True):
       hidden, _ = block.step(hidden, None, bias, memory, drop)
     return drop(self.decoder_norm(hidden), self.config.dropout)
 
@@ -300,7 +297,7 @@ class EncoderDecoder(nnx.Module):
 
   def start(self, memory: Tokens) -> DecodingState:
     """Cross-attention keys and values, computed once per user; no beam has a cache yet."""
-    return DecodingState(shared=self._memories(memory), beams=None)
+    return DecodingState(shared=self._memories(memory, queries=None), beams=None)
 
   def step(
     self, state: DecodingState, codes: Int[Array, "B W"] | None, level: int

@@ -96,6 +96,9 @@ def _relu_backward(rate, kept, change):
 
 _relu.defvjp(_relu_forward, _relu_backward)
 
+# Keys per query from which `Attention.over_states` is faster on a CPU, too (docs/performance.md).
+_KEYS_PER_QUERY = 8
+
 
 class Linear(nnx.Linear):
   """Flax's layer, with the product and the gradients of `products`."""
@@ -229,11 +232,41 @@ class Attention(nnx.Module):
     """Attention probabilities: float32 on a CPU, else the compute dtype."""
     queries_BHTK = products.swap_in_memory(queries, 1, 2)
     logits = products.matmul_transposed(queries_BHTK, products.swap_in_memory(keys, 1, 2))
+    return self._normalized(logits, mask, bias, keys.dtype)
+
+  def _normalized(self, logits: Float[Array, "B H T S"], mask, bias, dtype) -> Float[Array, "B H T S"]:
     if bias is not None:
       bias = bias if bias.shape[0] in (1, logits.shape[0]) else bias[:1]  # a copy for each device
       logits = products.add_to_each(logits, bias)
     masked = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(masked, axis=-1) if target.on_cpu() else _softmax(masked, keys.dtype)
+    return jax.nn.softmax(masked, axis=-1) if target.on_cpu() else _softmax(masked, dtype)
+
+  def over_states(
+    self,
+    query: Float[Array, "B T D"],
+    states: Float[Array, "B S D"],
+    mask: Bool[Array, "#B 1 #T S"],
+    bias: Float[Array, "_ H T S"] | None,
+    drop: Dropout,
+  ) -> Float[Array, "B T D"]:
+    """`__call__` on what keys and values would be made of, for few queries: these are projected, not all the states.
+
+    q (x Wk)^T = (q Wk^T) x^T and p (x Wv) = (p x) Wv, so that no keys and values are computed, nor kept for a gradient
+    (as in DeepSeek-V2's decoding, arXiv 2405.04434, section 2.1).
+    """
+    batch, count, width = query.shape
+    of_heads = lambda kernel: jnp.transpose(kernel.reshape(width, self.num_heads, -1), (1, 2, 0))
+    by_head = lambda x: products.swap_in_memory(x, 0, 1).reshape(self.num_heads, batch * count, -1)
+    by_row = lambda x: products.swap_in_memory(x.reshape(self.num_heads, batch, count, -1), 0, 1)
+    flat = lambda x: x.reshape(batch, self.num_heads * count, -1)
+    queries_BHTK = products.swap_in_memory(self.queries(query), 1, 2)
+    asked_BHTD = by_row(products.matmul(by_head(queries_BHTK), of_heads(self.k.kernel[...])))
+    logits = products.matmul_transposed(flat(asked_BHTD), states).reshape(batch, self.num_heads, count, -1)
+    probabilities = drop(self._normalized(logits, mask, bias, states.dtype), self.dropout)
+    read_BHTD = products.matmul(flat(probabilities.astype(states.dtype)), states).reshape(asked_BHTD.shape)
+    out_HNK = products.matmul(by_head(read_BHTD), jnp.swapaxes(of_heads(self.v.kernel[...]), 1, 2))
+    out_BTHK = jnp.swapaxes(by_row(out_HNK), 1, 2)
+    return self.o(out_BTHK.reshape(batch, count, -1))
 
   def mix(self, probabilities: Float[Array, "B H T S"], values: Float[Array, "B S H K"]) -> Float[Array, "B T D"]:
     out_BHTK = products.matmul(probabilities.astype(values.dtype), products.swap_in_memory(values, 1, 2))
@@ -283,12 +316,15 @@ class CrossMemory:
   """What one decoder block reads of the encoder.
 
   Attributes:
-    keys_values: (B, S, H, K) each, shared by all beams of a user.
+    states: (B, S, D).
+    keys_values: (B, S, H, K) each, shared by all beams of a user; None where so few queries read them that they are not
+      worth computing (`Attention.over_states`).
     mask: (B, S).
     log_size: (B, S) added to the logits, where merged tokens count as often as what they stand for; else None.
   """
 
-  keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
+  states: Float[Array, "B S D"]
+  keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]] | None
   mask: Bool[Array, "B S"]
   log_size: Float[Array, "B S"] | None
 
@@ -348,6 +384,17 @@ class DecoderBlock(nnx.Module):
     self.mlp = Mlp(config, rngs=rngs)
     self.dropout, self.mlp_dropout = config.dropout, config.mlp_dropout
 
+  def memory(
+    self,
+    states: Float[Array, "B S D"],
+    mask: Bool[Array, "B S"],
+    log_size: Float[Array, "B S"] | None,
+    queries: int | None,
+  ) -> CrossMemory:
+    """What the block reads of the encoder, for so many queries a row in all; None: many."""
+    few = queries is not None and states.shape[1] >= _KEYS_PER_QUERY * queries
+    return CrossMemory(states, None if few else self.cross_attention.keys_values(states), mask, log_size)
+
   def __call__(
     self,
     hidden: Float[Array, "B T D"],
@@ -389,6 +436,10 @@ class DecoderBlock(nnx.Module):
       shape = (hidden.shape[0], self.cross_attention.num_heads, hidden.shape[1], memory.log_size.shape[1])
       bias = jnp.broadcast_to(memory.log_size[:, None, None, :], shape)
     mask = memory.mask[:, None, None, :]
-    crossed = self.cross_attention(self.cross_norm(hidden), memory.keys_values, mask, bias, drop)
+    normed = self.cross_norm(hidden)
+    if memory.keys_values is None:
+      crossed = self.cross_attention.over_states(normed, memory.states, mask, bias, drop)
+    else:
+      crossed = self.cross_attention(normed, memory.keys_values, mask, bias, drop)
     hidden += drop(crossed, self.dropout)
     return hidden + drop(self.mlp(self.mlp_norm(hidden), drop), self.mlp_dropout)

@@ -195,7 +195,7 @@ def _product(a, b, axis_a: int, axis_b: int, dtype) -> Float[Array, "..."]:
 def _plain_matmul_backward(operands, change):
   a, b = operands
   if b.ndim > 2:
-    to_b = _product(a, change, -2, -2, a.dtype)
+    to_b = _product(a, change, -2, -2, b.dtype)
   else:
     rows = tuple(range(a.ndim - 1))
     to_b = jax.lax.dot_general(a, change, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
