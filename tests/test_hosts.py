@@ -12,12 +12,13 @@ from rastp_jax.experiments import tiny_run
 from rastp_jax.experiments.tiny_run import log, losses
 from rastp_jax.serving.recommendation_files import recommend_to_file
 from tests.helpers import compiling
+from tests.helpers.commands import Forked
 
 WAIT = 300  # seconds; a machine that does other things as well may be slow
 EVERY_STEP = ("--set=train__log_every=1 steps", "--set=train__eval_every=6 steps")
 
 
-start = functools.partial(tiny_run.start, xla_flags=compiling.FLAGS)
+start = functools.partial(tiny_run.start, xla_flags=compiling.FLAGS, popen=Forked)
 
 
 @pytest.fixture(scope="module")

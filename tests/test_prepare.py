@@ -16,6 +16,7 @@ from rastp_jax.data.sources import detect
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli
 from rastp_jax.semantic_ids.preparation import prepare
+from tests.helpers.commands import command
 
 CONFIG = """
 from rastp_jax import config
@@ -169,16 +170,12 @@ def test_missing_config_flag():
     cli.load_config(None)
 
 
-def run_binary(*arguments) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", "rastp_jax.prepare", *arguments]
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-
-
 def test_binary_prints_what_it_did(tmp_path):
   file = tmp_path / "synthetic.py"
   file.write_text(CONFIG.format(data_dir=str(tmp_path / "data")))
-  done = run_binary(f"--config={file}", "--config.semantic_ids.codebook_size=8")
+  starts = [sys.executable, "-m", "rastp_jax.prepare", f"--config={file}", "--config.semantic_ids.codebook_size=8"]
+  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(starts, capture_output=True, text=True, timeout=300, env=environment)
   assert done.returncode == 0, done.stderr
   assert "2000 users, 240 items" in done.stdout and "entropy" in done.stdout
   assert f"wrote {tmp_path / 'data' / 'semantic_ids' / 'synthetic.npz'}" in done.stdout
@@ -199,7 +196,7 @@ def test_mistakes_end_in_one_sentence(tmp_path, case):
   file = tmp_path / "synthetic.py"
   file.write_text(CONFIG.format(data_dir=str(tmp_path / "data")))
   argument, sentence = MISTAKES[case]
-  assert_refused(run_binary(f"--config={file}", argument), sentence)
+  assert_refused(command("rastp_jax.prepare", f"--config={file}", argument), sentence)
   assert not (tmp_path / "data").exists()
 
 
@@ -207,11 +204,12 @@ def test_config_files_that_cannot_be_used(tmp_path):
   (tmp_path / "beauty.py").write_text(
     CONFIG.replace("semantic_ids.codebook_size", "semantic_ids.widht").format(data_dir="x")
   )
-  assert_refused(run_binary(f"--config={tmp_path}/beuty.py"), f"did you mean {tmp_path}/beauty.py?")
-  assert_refused(run_binary(f"--config={tmp_path}/beauty.py"), "widht")
+  assert_refused(command("rastp_jax.prepare", f"--config={tmp_path}/beuty.py"), f"did you mean {tmp_path}/beauty.py?")
+  assert_refused(command("rastp_jax.prepare", f"--config={tmp_path}/beauty.py"), "widht")
 
 
-def assert_refused(done: subprocess.CompletedProcess, sentence: str):
-  assert done.returncode == 2
-  assert sentence in done.stderr and done.stderr.startswith("error: ")
-  assert done.stderr.count("\n") == 1 and done.stdout == ""
+def assert_refused(done: tuple[int, str, str], sentence: str):
+  code, out, err = done
+  assert code == 2
+  assert sentence in err and err.startswith("error: ")
+  assert err.count("\n") == 1 and out == ""

@@ -16,7 +16,8 @@ import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -74,7 +75,8 @@ def start(
   arguments: Sequence[str] = (),
   xla_flags: str = "",
   module: str = "experiments.tiny_run",
-) -> list[subprocess.Popen]:
+  popen: Callable[..., Any] = subprocess.Popen,
+) -> list[Any]:
   """Starts a run's processes, on `devices` fake devices each.
 
   Args:
@@ -85,6 +87,10 @@ def start(
     arguments: further flags; a list [of process 0, of process 1, ...] of lists gives each its own.
     xla_flags: further XLA_FLAGS, that settle how the runs compile.
     module: another one to start, without --workdir; `workdir` names its log.
+    popen: starts a process like `subprocess.Popen`.
+
+  Returns:
+    What `popen` returns, for each process.
   """
   environment = {
     **os.environ,
@@ -112,7 +118,7 @@ def start(
     own = arguments[index] if arguments and not isinstance(arguments[0], str) else arguments
     mine = [*command, *together, *([f"--process_id={index}"] if together else []), *own]
     with log(workdir, index).open("a") as output:
-      started.append(subprocess.Popen(mine, env=environment, stdout=output, stderr=subprocess.STDOUT))
+      started.append(popen(mine, env=environment, stdout=output, stderr=subprocess.STDOUT))
   return started
 
 
