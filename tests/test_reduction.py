@@ -19,7 +19,7 @@ from rastp_jax.reduction.methods import REDUCTIONS
 from rastp_jax.reduction.survival import NO_TOKEN, SURVIVED, dropped_at
 from rastp_jax.reduction.tokens import ItemLayout, Seen, Tokens
 
-MODEL = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=3, decoder_blocks=1)
+MODEL = ModelConfig(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_blocks=2, decoder_blocks=1)
 WIDTHS = (6, 6, 6, 3)
 ITEMS = 6
 LENGTHS = (ITEMS, 2, 4, 0)  # a full row, short ones, and a row of padding only
@@ -29,7 +29,7 @@ SOFT_SLOTS = ("latent_queries", "slimming")  # always K of them
 # Tokens that methods with a rule of their own leave, by the number of items.
 REMAINING = {
   "no_collision_code": lambda items: items * 4,
-  "foveated": lambda items: items * 5 if items * 5 <= 8 else items + (8 - items) // 4 * 4,
+  "foveated": lambda items: items * 5 if items * 5 <= 10 else items + (10 - items) // 4 * 4,
   "coarse_by_age": lambda items: min(items, 5) * 5 + max(items - 5, 0) * 2,
 }
 BUDGETED = [name for name in METHODS if REDUCTIONS[name].tokens is None]
@@ -46,11 +46,16 @@ def make_history(seed=0, items=ITEMS, lengths=LENGTHS):
   return jnp.asarray(np.where(np.arange(items)[None, :, None] < np.asarray(lengths)[:, None, None], codes, -1))
 
 
-def setting(name, *, after_block=(1,), keep_tokens=(8,), **changes):
+def setting(name, *, after_block=(0,), keep_tokens=(10,), **changes):
   return ReductionConfig(method=name, after_block=after_block, keep_tokens=keep_tokens, **changes)
 
 
 _PROGRAMS = {}  # each program is compiled once, however many tests look at what it gives
+
+
+def beside_others(history):
+  """The same rows twice, with more padding: what else is in the batch, and how long it is."""
+  return jnp.pad(jnp.concatenate([history, history]), ((0, 0), (0, 3), (0, 0)), constant_values=-1)
 
 
 def stages_of(reduction, history):
@@ -112,7 +117,7 @@ def test_sizes_add_up(name):
 @pytest.mark.parametrize("name", [name for name in METHODS if REDUCTIONS[name].unchanged])
 def test_rows_that_fit_come_out_unchanged(name):
   """Rows of up to K tokens: the same states, order and mask, bit for bit."""
-  _, (stage,) = stages_of(setting(name, keep_tokens=(10,)), make_history())
+  _, (stage,) = stages_of(setting(name), make_history())
   fits = np.asarray(LENGTHS) * 5 <= 10
   assert fits.sum() == 2
   for field in ("hidden", "mask"):
@@ -132,10 +137,9 @@ def test_rows_that_fit_come_out_unchanged(name):
 )
 def test_padding_changes_nothing(name, positions):
   """Rows padded to 6 or to 9 items give the same states at the same places, whatever the padding holds."""
-  settings = setting(name, positions=positions)
-  short = make_history()
-  long = jnp.pad(short, ((0, 0), (0, 3), (0, 0)), constant_values=-1)
-  (a, _), (b, _) = stages_of(settings, short), stages_of(settings, long)
+  settings, short = setting(name, positions=positions), make_history()
+  (a, _), (b, _) = stages_of(settings, short), stages_of(settings, beside_others(short))
+  b = jax.tree.map(lambda x: x[: len(LENGTHS)], b)
   rows_a, rows_b = np.asarray(a.mask), np.asarray(b.mask)
   np.testing.assert_array_equal(rows_a.sum(1), rows_b.sum(1))
   place = lambda tokens, mask: np.broadcast_to(tokens.positions, mask.shape)[mask]
@@ -146,10 +150,9 @@ def test_padding_changes_nothing(name, positions):
 @pytest.mark.parametrize("name", METHODS)
 def test_no_gradient_through_the_choice_or_from_padding(name):
   """States that were not chosen get exact zeros, padding too; the states that went on get some."""
-  settings = setting(name, after_block=(2,))
+  settings = setting(name)
   model = build(settings)
-  history = make_history()
-  _, (stage,) = stages_of(settings, history)
+  _, (stage,) = stages_of(settings, make_history())
   method = REDUCTIONS[name]
 
   def energy(hidden):
@@ -168,7 +171,7 @@ def test_no_gradient_through_the_choice_or_from_padding(name):
 @pytest.mark.parametrize("name", ["rastp", "fuse", "item_mean"])
 def test_no_gradient_reaches_padding_and_some_every_token(name):
   """Through the whole encoder, with a stage after its last block: what is dropped there was attended to before."""
-  model = build(setting(name, after_block=(2,)))
+  model = build(setting(name, after_block=(1,)))
   tokens = model.embed_history(make_history())
 
   def energy(hidden):
@@ -183,10 +186,8 @@ def test_no_gradient_reaches_padding_and_some_every_token(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_slots_compose_over_stages(name):
   """What became of a token after two stages is what the second stage made of what the first one made of it."""
-  if REDUCTIONS[name].tokens is None:
-    settings = setting(name, after_block=(0, 1), keep_tokens=(12, 5))
-  else:
-    settings = setting(name, after_block=(0,), keep_tokens=(12,))
+  several = REDUCTIONS[name].tokens is None
+  settings = setting(name, after_block=(0, 1), keep_tokens=(12, 5)) if several else setting(name)
   _, stages = stages_of(settings, make_history())
   mask = np.asarray(stages[0].before.mask)
   first = np.broadcast_to(stages[0].after.slot, mask.shape)
@@ -208,16 +209,18 @@ def test_choices_are_deterministic(name):
   history = make_history()
   (first, _), (again, _) = stages_of(setting(name), history), stages_of(setting(name), history)
   np.testing.assert_array_equal(first.hidden, again.hidden)
-  doubled, _ = stages_of(setting(name), jnp.concatenate([history, history]))  # whatever else is in the batch
-  place = lambda tokens: np.broadcast_to(tokens.positions, tokens.mask.shape)
-  np.testing.assert_array_equal(place(doubled)[4:], place(first))
+  doubled, _ = stages_of(setting(name), beside_others(history))
+  place = lambda tokens, mask: np.broadcast_to(tokens.positions, tokens.mask.shape)[mask]
+  mask, second = np.asarray(first.mask), np.asarray(doubled.mask).copy()
+  second[: len(LENGTHS)] = False
+  np.testing.assert_array_equal(place(doubled, second), place(first, mask))
 
 
 @pytest.mark.parametrize("name", [name for name in BUDGETED if REDUCTIONS[name].learned is None])
 def test_a_budget_of_everything_compiles_to_the_dense_program(name):
   dense = lowered(ReductionConfig(method="none"))
-  assert lowered(setting(name, after_block=(0,), keep_tokens=(30,))) == dense
-  assert lowered(setting(name, after_block=(0,), keep_tokens=(29,))) != dense
+  assert lowered(setting(name, keep_tokens=(30,))) == dense
+  assert lowered(setting(name, keep_tokens=(29,))) != dense
 
 
 @functools.cache
@@ -296,7 +299,7 @@ def oracle_scores(name, stage, settings):
 @pytest.mark.parametrize("padded_queries", [False, True])
 @pytest.mark.parametrize("name", ["rastp", "attention"])
 def test_scores_are_those_of_the_oracle(name, padded_queries):
-  settings = setting(name, after_block=(0,), score_padded_queries=padded_queries)
+  settings = setting(name, keep_tokens=(8,), score_padded_queries=padded_queries)
   _, (stage,) = stages_of(settings, make_history(3))
   ours = REDUCTIONS[name].score(seen_at(stage, settings))
   expected = oracle_scores(name, stage, settings)
@@ -334,7 +337,7 @@ def test_random_is_uniform_and_depends_on_the_history():
 
 
 def test_fuse_is_the_oracles_mean():
-  settings = setting("fuse", after_block=(0,))
+  settings = setting("fuse", keep_tokens=(8,))
   _, (stage,) = stages_of(settings, make_history(5))
   scores = oracle_scores("fuse", stage, settings)
   hidden, mask = np.asarray(stage.before.hidden, np.float64), np.asarray(stage.before.mask)

@@ -391,7 +391,7 @@ class DecoderBlock(nnx.Module):
     log_size: Float[Array, "B S"] | None,
     queries: int | None,
   ) -> CrossMemory:
-    """What the block reads of the encoder, for so many queries a row in all; None: many."""
+    """What the block reads of the encoder for this number of queries per row, over all levels; None: many."""
     few = queries is not None and states.shape[1] >= _KEYS_PER_QUERY * queries
     return CrossMemory(states, None if few else self.cross_attention.keys_values(states), mask, log_size)
 
