@@ -4,7 +4,7 @@
     python -m rastp_jax.train    --config=configs/tiny.py --workdir=runs/tiny    22 s of training on 2 cores
     python -m rastp_jax.evaluate --workdir=runs/tiny
 
-Seen: test recall@10 0.836 with RASTP, 0.801 with `:dense`, 0.869 with `:items` (docs/results.md; popularity, counts and
+Seen: test recall@10 0.858 with RASTP, 0.781 with `:dense`, 0.869 with `:items` (docs/results.md; popularity, counts and
 the best possible predictor stand there too). `:long` has histories of 50 to 200 items, in which old ones matter.
 """
 
