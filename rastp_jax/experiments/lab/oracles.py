@@ -58,11 +58,12 @@ def cross_attention(model: EncoderDecoder, batch: Mapping[str, Array]) -> Float[
   places = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None]
   bias, causal = model.decoder_bias(places, places), jnp.tril(jnp.ones((hidden.shape[1],) * 2, bool))[None, None]
   received = jnp.zeros(encoded.mask.shape)
-  for block, memory in zip(model.decoder_blocks, model._memories(encoded, queries=None), strict=True):
+  for block, memory in zip(model.decoder_blocks, model._memories(encoded, queries=model.layout.depth), strict=True):
     normed = block.self_norm(hidden)
     attended = block.self_attention(normed, block.self_attention.keys_values(normed), causal, bias, drop)
     queries = block.cross_attention.queries(block.cross_norm(hidden + attended))
-    mass = block.cross_attention.probabilities(queries, memory.keys_values[0], memory.mask[:, None, None, :], None)
+    keys, _ = block.cross_attention.keys_values(encoded.hidden)
+    mass = block.cross_attention.probabilities(queries, keys, encoded.mask[:, None, None, :], None)
     received += jnp.sum(mass, axis=(1, 2))
     hidden = block(hidden, bias, memory, drop)
   return received
