@@ -7,12 +7,12 @@ import shlex
 import pytest
 
 from rastp_jax.data import histories
-from tests.helpers.commands import ROOT, command
+from tests.helpers.commands import ROOT, command, started
 from tests.helpers.synthetic_recall import popularity_recall
 
 # The documented commands are about Beauty, whose files are not here.
 BEAUTY, GENERATED = "configs/beauty.py:cpu", "configs/tiny.py"
-LENGTH = "1 epochs"
+LENGTH = "1.5 epochs"
 SMALL = ("--config.train.eval_users=200", "--config.data.max_items=4", "--config.data.num_buckets=1")
 
 
@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
       arguments.append(f"--config.train.length={LENGTH}")
     if name == "rastp_jax.evaluate":
       arguments.append("--workdir=untrained")
-    code, said[name], err = command(name, *arguments, cwd=place)
+    code, said[name], err = started(name, *arguments, cwd=place)
     assert code == 0, err
   return place, said
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -16,7 +14,7 @@ from rastp_jax.data.sources import detect
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli
 from rastp_jax.semantic_ids.preparation import prepare
-from tests.helpers.commands import command
+from tests.helpers.commands import command, started
 
 CONFIG = """
 from rastp_jax import config
@@ -173,13 +171,11 @@ def test_missing_config_flag():
 def test_binary_prints_what_it_did(tmp_path):
   file = tmp_path / "synthetic.py"
   file.write_text(CONFIG.format(data_dir=str(tmp_path / "data")))
-  starts = [sys.executable, "-m", "rastp_jax.prepare", f"--config={file}", "--config.semantic_ids.codebook_size=8"]
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(starts, capture_output=True, text=True, timeout=300, env=environment)
-  assert done.returncode == 0, done.stderr
-  assert "2000 users, 240 items" in done.stdout and "entropy" in done.stdout
-  assert f"wrote {tmp_path / 'data' / 'semantic_ids' / 'synthetic.npz'}" in done.stdout
-  assert done.stderr == ""
+  code, out, err = started("rastp_jax.prepare", f"--config={file}", "--config.semantic_ids.codebook_size=8")
+  assert code == 0, err
+  assert "2000 users, 240 items" in out and "entropy" in out
+  assert f"wrote {tmp_path / 'data' / 'semantic_ids' / 'synthetic.npz'}" in out
+  assert err == ""
 
 
 MISTAKES = {

@@ -31,9 +31,11 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run_on():
-  config, (histories, semantic_ids) = make_config(), make_data()
-  codes = semantic_ids.codes[np.random.default_rng(0).integers(0, 40, (2, ROWS, 7))]
-  batch = {"history": codes[:, :, :6], "target": codes[:, :, 6], "weight": np.ones((2, ROWS), np.float32)}
+  # 40 tokens, of which RASTP leaves as many as the decoder's four queries need to read states (Attention.over_states).
+  config = make_config(data__max_items=8, data__bucket_lengths=(8,), reduction__keep_tokens=(32,))
+  histories, semantic_ids = make_data()
+  codes = semantic_ids.codes[np.random.default_rng(0).integers(0, 40, (2, ROWS, 9))]
+  batch = {"history": codes[:, :, :8], "target": codes[:, :, 8], "weight": np.ones((2, ROWS), np.float32)}
   runs = {}
 
   def run(name: str) -> Run:

@@ -17,7 +17,7 @@ from rastp_jax.runtime import attention_kernel, sharding, target
 
 HEADS, BATCH = 2, 4
 WIDTHS = (16, 16, 16, 5)
-MOST_ACCESSED = {"none": 0.8e8, "rastp": 1.3e8}  # bytes of a small step on a chip; 0.67 and 1.12 were seen
+MOST_ACCESSED = {"none": 1.15e8, "rastp": 1.5e8}  # bytes of a small step on a chip; 0.98 and 1.30 were seen
 # the compiler's text for a chip: padding of tiles, what lies on the chip, parts of arrays, branches, loops
 TEXT = """HloModule jit_step
 
@@ -222,11 +222,11 @@ def test_a_step_for_four_chips(method):
   """Collectives are the gradients' alone, the host is not asked, and attention stays inside its kernels."""
   config, _ = small_model(method, dtype="bfloat16")
   config = dataclasses.replace(
-    config, data=DataConfig(max_items=6, bucket_lengths=(6,)), eval=EvalConfig(batch_size=32)
+    config, data=DataConfig(max_items=8, bucket_lengths=(8,)), eval=EvalConfig(batch_size=32)
   )
   devices, catalogues = topology.devices("v5e:2x2"), [500] if method == "rastp" else []
   found = plan.plan(config, devices, rows_per_chip=64, catalogues=catalogues)
-  step = found["train, 6 items"]
+  step = found["train, 8 items"]
   state = nnx.state(make_model(config, (256, 256, 256, 17), rngs=nnx.Rngs(0)))
   gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(state))
   assert set(step["collectives"]) == {"all-reduce"}

@@ -1,6 +1,7 @@
 """Layers of the T5-style encoder-decoder, as the published model computes them.
 
-Shapes: B batch, T queries, S keys, L encoder positions, D model width, H heads, K head width, V codes of a level.
+Shapes: B batch, T queries, N = B x T, S keys, L encoder positions, D model width, H heads, K head width, V codes of a
+level.
 Parameters are float32; matrices multiply in the configured compute dtype; norms, softmax and scores are float32.
 """
 
