@@ -14,8 +14,8 @@ from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.evaluation.user_ranks import UserRanks
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.generation import decode
+from rastp_jax.model.dropout import Dropout
 from rastp_jax.model.factory import make_model
-from rastp_jax.model.layers import Dropout
 from rastp_jax.semantic_ids.collaborative import cooccurrence_vectors
 from rastp_jax.serving import artifact
 from rastp_jax.serving.exported_model import ExportedModel

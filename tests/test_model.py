@@ -12,7 +12,8 @@ from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.generation.beam_search import beam_search
 from rastp_jax.generation.trie import build_transitions
 from rastp_jax.model import encoder_decoder
-from rastp_jax.model.layers import Attention, DecoderBlock, Dropout
+from rastp_jax.model.dropout import Dropout
+from rastp_jax.model.layers import Attention, DecoderBlock
 from rastp_jax.runtime import target
 
 WIDTHS = (5, 4, 3)

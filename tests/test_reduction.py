@@ -12,8 +12,9 @@ from flax import nnx
 from rastp_jax import config as config_lib
 from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.errors import InputError
+from rastp_jax.model.dropout import Dropout
 from rastp_jax.model.encoder_decoder import EncoderDecoder
-from rastp_jax.model.layers import Dropout, EncoderBlock
+from rastp_jax.model.layers import EncoderBlock
 from rastp_jax.reduction import merge, schedule, select
 from rastp_jax.reduction.methods import REDUCTIONS
 from rastp_jax.reduction.survival import NO_TOKEN, SURVIVED, dropped_at

@@ -11,8 +11,8 @@ from flax import nnx
 from rastp_jax.config import Config, DataConfig, EvalConfig, MeshConfig, ModelConfig, ReductionConfig
 from rastp_jax.errors import InputError
 from rastp_jax.experiments.tpu import plan, program_text, topology
+from rastp_jax.model.dropout import dropped
 from rastp_jax.model.factory import make_model
-from rastp_jax.model.layers import dropped
 from rastp_jax.runtime import attention_kernel, sharding, target
 
 HEADS, BATCH = 2, 4

@@ -14,8 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from rastp_jax.config import ModelConfig, ReductionConfig
+from rastp_jax.model.dropout import Dropout
 from rastp_jax.model.interface import DecodingState
-from rastp_jax.model.layers import CrossMemory, DecoderBlock, Dropout, EncoderBlock, RelativeBias, linear, norm
+from rastp_jax.model.layers import CrossMemory, DecoderBlock, EncoderBlock, RelativeBias, linear, norm
 from rastp_jax.reduction import schedule
 from rastp_jax.reduction.tokens import Evidence, ItemLayout, Seen, Stage, Tokens
 from rastp_jax.runtime import products

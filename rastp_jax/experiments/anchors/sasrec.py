@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from rastp_jax.data.histories import Histories
 from rastp_jax.experiments.anchors import evaluation
-from rastp_jax.model.layers import Dropout
+from rastp_jax.model.dropout import Dropout
 from rastp_jax.runtime import products
 
 

@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rastp_jax.config import ReductionConfig
+from rastp_jax.model.dropout import Dropout
 from rastp_jax.model.encoder_decoder import EncoderDecoder
-from rastp_jax.model.layers import Dropout
 from rastp_jax.reduction.tokens import Tokens
 
 DENSE = ReductionConfig(method="none")
