@@ -29,7 +29,10 @@ _COLLISIONS = flags.DEFINE_integer(
 )
 _CATALOGUES = flags.DEFINE_list("catalogues", ["12101", "10000000"], "Items of the catalogues that beams are held to.")
 _TRAINING = flags.DEFINE_bool("training", True, "Compile the training steps.")
-_LARGEST = flags.DEFINE_bool("largest", True, "Search for the largest batch that fits (compiles again).")
+_LARGEST = flags.DEFINE_bool("largest", True, "Search for the largest batch that fits (compiles again; not with --novmem).")
+_VMEM = flags.DEFINE_bool(
+  "vmem", True, "Let arrays lie in a chip's fast memory between kernels; without, all that is accessed is HBM traffic."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result. Default: print only.")
 
 
@@ -51,6 +54,7 @@ def main() -> None:
     collision_codes=_COLLISIONS.value,
     training=_TRAINING.value,
     largest=_LARGEST.value,
+    vmem=_VMEM.value,
   )
   for name, step in found.items():
     rows = [[name, "GB"], *([line, f"{moved / 1e9:.2f}"] for line, moved in step["movers"].items())]

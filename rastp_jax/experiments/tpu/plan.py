@@ -25,6 +25,7 @@ def plan(
   collision_codes: int = 17,
   training: bool = True,
   largest: bool = False,
+  vmem: bool = True,
 ) -> dict[str, Any]:
   """Compiles the config's programs for devices.
 
@@ -35,7 +36,8 @@ def plan(
     catalogues: numbers of items that beams are held to, a decoding program each.
     collision_codes: codes of the level that tells equal items apart, where the config has one.
     training: whether training steps are compiled.
-    largest: whether the largest batch that fits is searched for.
+    largest: whether the largest batch that fits is searched for; only with `vmem`.
+    vmem: whether arrays may lie in a chip's fast memory between kernels.
 
   Returns:
     What `programs.judged` says, by the program's name.
@@ -48,14 +50,14 @@ def plan(
   found = {}
 
   def judge(name: str, lowered: jax.stages.Lowered, rows: int) -> dict[str, Any]:
-    found[name] = programs.judged(lowered, devices[0], rows)
+    found[name] = programs.judged(lowered, devices[0], rows, vmem=vmem)
     print(_line(name, found[name]), flush=True)
     return found[name]
 
   for items in reversed(lengths) if training else ():
     rows = sharding.round_up(round(rows_per_chip * lengths[-1] / items), 8)
     step = judge(f"train, {items} items", programs.training_step(config, widths, mesh, items, rows * chips), rows)
-    if largest and items == lengths[-1]:
+    if largest and vmem and items == lengths[-1]:
       lower = lambda rows, items=items: programs.training_step(config, widths, mesh, items, rows * chips)
       step["largest"] = programs.largest_rows(lower, step)
   for catalogue in catalogues:

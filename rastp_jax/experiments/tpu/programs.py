@@ -26,6 +26,8 @@ from rastp_jax.training.setup import loss_parts
 from rastp_jax.training.step import abstract_model, make_state, make_train_step, placed
 
 _MOVERS = 10
+# What kernels may take of a chip's fast memory (VMEM, 128 MiB), so much that no array finds room there between them.
+_NO_ARRAYS_IN_VMEM = {"xla_tpu_scoped_vmem_limit_kib": "130000"}
 
 
 def training_step(config: Config, widths: tuple[int, ...], mesh: Mesh, items: int, rows: int) -> jax.stages.Lowered:
@@ -79,8 +81,15 @@ def decode_step(
   return decode.lower(graph, nnx.State(params), jax.tree.map(struct, tables), history)
 
 
-def judged(lowered: jax.stages.Lowered, device: Any, rows_per_chip: int) -> dict[str, Any]:
+def judged(lowered: jax.stages.Lowered, device: Any, rows_per_chip: int, *, vmem: bool = True) -> dict[str, Any]:
   """Compiles, and says what the program costs on one chip.
+
+  Args:
+    lowered: the program.
+    device: one of those it is compiled for.
+    rows_per_chip: that it computes.
+    vmem: whether arrays may lie in VMEM between kernels. Where they may not, nothing is copied between the memories,
+      and what the cost analysis counts is HBM traffic.
 
   Returns:
     rows_per_chip, compile_seconds, memory_bytes and temporary_bytes of a chip, flops, bytes_accessed (the compiler's
@@ -88,7 +97,7 @@ def judged(lowered: jax.stages.Lowered, device: Any, rows_per_chip: int) -> dict
     estimates), bound_by, collectives, host_transfers, movers: the lines of source that move most.
   """
   start = time.perf_counter()
-  program = lowered.compile()
+  program = lowered.compile() if vmem else lowered.compile(compiler_options=_NO_ARRAYS_IN_VMEM)
   seconds = time.perf_counter() - start
   chip, traffic, memory = chip_of(device), read_traffic(program.as_text() or ""), program.memory_analysis()
   times = {"arithmetic": device_flops(program) / chip.flops, "memory": traffic.hbm_bytes / chip.bandwidth}
