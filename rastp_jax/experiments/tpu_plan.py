@@ -29,7 +29,9 @@ _COLLISIONS = flags.DEFINE_integer(
 )
 _CATALOGUES = flags.DEFINE_list("catalogues", ["12101", "10000000"], "Items of the catalogues that beams are held to.")
 _TRAINING = flags.DEFINE_bool("training", True, "Compile the training steps.")
-_LARGEST = flags.DEFINE_bool("largest", True, "Search for the largest batch that fits (compiles again; not with --novmem).")
+_LARGEST = flags.DEFINE_bool(
+  "largest", True, "Search for the largest batch that fits (compiles again; not with --novmem)."
+)
 _VMEM = flags.DEFINE_bool(
   "vmem", True, "Let arrays lie in a chip's fast memory between kernels; without, all that is accessed is HBM traffic."
 )
