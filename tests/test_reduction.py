@@ -38,7 +38,17 @@ BEFORE = [name for name in METHODS if REDUCTIONS[name].before_blocks]
 
 
 def build(reduction, model_config=MODEL):
-  return EncoderDecoder(model_config, reduction, WIDTHS, rngs=nnx.Rngs(0))
+  """A model, whose weights are made once for all methods that have none of their own."""
+  if reduction.method != "none" and any(method.learned is not None for method in schedule.methods_of(reduction)):
+    return EncoderDecoder(model_config, reduction, WIDTHS, rngs=nnx.Rngs(0))
+  model = nnx.merge(*_dense(model_config))
+  model.reduction = reduction
+  return model
+
+
+@functools.cache
+def _dense(model_config):
+  return nnx.split(EncoderDecoder(model_config, ReductionConfig(method="none"), WIDTHS, rngs=nnx.Rngs(0)))
 
 
 def make_history(seed=0, items=ITEMS, lengths=LENGTHS):

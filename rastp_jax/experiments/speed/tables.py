@@ -145,8 +145,11 @@ def pytorch() -> str:
 def tpu_traffic() -> str:
   """What a training step moves on a TPU chip, before its forms followed the platform and now."""
   rows = [["", "", "accessed", "HBM", "temporary", "arithmetic", "memory", "kernels"]]
-  now = {model: read(f"tpu_plan_v5e_2x2_{model}")["programs"]["train, 29 items"] for model in ("dense", "rastp")}
-  for name, programs in {**read("tpu_traffic")["changes"], "now": now}.items():
+  found = dict(read("tpu_traffic")["changes"])
+  for name, end in {"now": "", "now, nothing kept in VMEM": "_without_vmem"}.items():
+    files = {model: f"tpu_plan_v5e_2x2_{model}{end}" for model in ("dense", "rastp")}
+    found[name] = {model: read(file)["programs"]["train, 29 items"] for model, file in files.items()}
+  for name, programs in found.items():
     for model, step in programs.items():
       sizes = [f"{step[key] / 1e9:.2f} GB" for key in ("bytes_accessed", "hbm_bytes", "temporary_bytes")]
       times = [f"{1e3 * step['seconds'][key]:.1f} ms" for key in ("arithmetic", "memory", "kernels")]

@@ -27,7 +27,7 @@ from rastp_jax.training.step import abstract_model, make_state, make_train_step,
 
 _MOVERS = 10
 # What kernels may take of a chip's fast memory (VMEM, 128 MiB), so much that no array finds room there between them.
-_NO_ARRAYS_IN_VMEM = {"xla_tpu_scoped_vmem_limit_kib": "130000"}
+_NO_ARRAYS_IN_VMEM: Any = {"xla_tpu_scoped_vmem_limit_kib": "130000"}
 
 
 def training_step(config: Config, widths: tuple[int, ...], mesh: Mesh, items: int, rows: int) -> jax.stages.Lowered:
@@ -97,7 +97,7 @@ def judged(lowered: jax.stages.Lowered, device: Any, rows_per_chip: int, *, vmem
     estimates), bound_by, collectives, host_transfers, movers: the lines of source that move most.
   """
   start = time.perf_counter()
-  program = lowered.compile() if vmem else lowered.compile(compiler_options=_NO_ARRAYS_IN_VMEM)
+  program = lowered.compile(compiler_options=None if vmem else _NO_ARRAYS_IN_VMEM)
   seconds = time.perf_counter() - start
   chip, traffic, memory = chip_of(device), read_traffic(program.as_text() or ""), program.memory_analysis()
   times = {"arithmetic": device_flops(program) / chip.flops, "memory": traffic.hbm_bytes / chip.bandwidth}
