@@ -1,5 +1,7 @@
 """Items with equal codes: counted by one more level, or moved to free codes."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -11,22 +13,28 @@ def moved(learned, width, distances):
   return collisions.reassign(np.array(learned), width, lambda rows: np.asarray(distances, float)[rows])
 
 
-def test_the_nearest_item_keeps_its_code_and_the_next_takes_the_nearest_free_one():
-  # Items 0, 1, 2 share code 1; item 1 is nearest to it. Item 3 has code 2 for itself and is not moved, although item 0
-  # would be nearer to it. Item 4 has other earlier codes.
-  learned = [[5, 1], [5, 1], [5, 1], [5, 2], [6, 1]]
-  distances = [[3, 0.5, 0.1, 2], [9, 0.1, 9, 9], [1, 0.4, 9, 1.5], [9, 9, 0.9, 9], [9, 0, 9, 9]]
-  # Item 2 (distance 1 to code 0) chooses before item 0 (2 to code 3).
-  assert moved(learned, 4, distances).tolist() == [[5, 3], [5, 1], [5, 0], [5, 2], [6, 1]]
+def test_items_with_equal_codes_move_as_little_as_they_can_together():
+  """Against all assignments: the smallest sum of distances, where codes are shared; elsewhere nothing moves."""
+  rng = np.random.default_rng(0)
+  learned, distances = [[5, 1], [5, 1], [5, 1], [5, 2], [6, 1], [6, 0]], rng.random((6, 5))
+  found = moved(learned, 5, distances)
+  assert found[4:].tolist() == learned[4:], "no codes are shared here"
+  costs = {last: distances[range(4), list(last)].sum() for last in itertools.permutations(range(5), 4)}
+  assert (found[:4, 0] == 5).all() and tuple(found[:4, 1]) == min(costs, key=costs.__getitem__)
 
 
-def test_codes_become_unique_and_move_as_little_as_they_can(monkeypatch):
+def test_an_item_goes_where_it_costs_little_for_one_that_would_go_far():
+  """Item 0 is nearest to its code, but item 1 has no other place near; item 2, whose codes are its own, stays."""
+  distances = [[0.0, 0.1, 9, 9], [0.2, 9, 9, 9], [9, 9, 0.5, 9]]
+  assert moved([[0, 0], [0, 0], [0, 2]], 4, distances).tolist() == [[0, 1], [0, 0], [0, 2]]
+
+
+def test_codes_become_unique(monkeypatch):
   rng = np.random.default_rng(0)
   learned, distances = rng.integers(0, 8, (300, 3)), rng.random((300, 32))
   unique = moved(learned, 32, distances)
   assert len(np.unique(unique, axis=0)) == 300 and unique.max() < 32 and unique.dtype == np.int32
   np.testing.assert_array_equal(unique[:, :2], learned[:, :2])
-  assert (unique != learned).any(1).sum() == 300 - len(np.unique(learned, axis=0))
   monkeypatch.setattr(collisions, "_BATCH", 7)  # distances fetched in many small parts
   np.testing.assert_array_equal(moved(learned, 32, distances), unique)
 

@@ -1,8 +1,9 @@
-"""Items that share all their learned codes: one more level tells them apart, or they move to the next free code."""
+"""Items that share all their learned codes: one more level tells them apart, or some move to other codes."""
 
 from collections.abc import Callable
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from rastp_jax.errors import InputError
 
@@ -62,10 +63,10 @@ def is_disambiguated(codes: np.ndarray) -> bool:
 
 
 def reassign(learned: np.ndarray, width: int, costs: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-  """Makes codes unique by moving items to free codes of the last level.
+  """Makes codes unique by moving items to other codes of the last level.
 
-  Of the items that share all codes, the one nearest to its last code keeps it. The others take, the smallest distance
-  first, the nearest codes that no item with the same earlier codes has. An item whose codes are its own never moves.
+  Where items share all codes, all items with the same codes before the last one are given different last codes, such
+  that the sum of their distances is the smallest there is (arXiv 2605.25330). Elsewhere nothing moves.
 
   Args:
     learned: (n_items, levels) integer codes.
@@ -95,7 +96,7 @@ def reassign(learned: np.ndarray, width: int, costs: Callable[[np.ndarray], np.n
     distances = costs(np.concatenate(members))
     start = 0
     for rows in members:
-      codes[rows, -1] = _spread(codes[rows, -1], distances[start : start + len(rows)])
+      codes[rows, -1] = linear_sum_assignment(distances[start : start + len(rows)])[1]
       start += len(rows)
   return codes
 
@@ -106,20 +107,3 @@ def _chunks(groups: np.ndarray, sizes: np.ndarray, rows: int) -> list[np.ndarray
     return []
   edges = np.flatnonzero(np.diff(np.cumsum(sizes[groups]) // rows)) + 1
   return np.split(groups, edges)
-
-
-def _spread(last: np.ndarray, distances: np.ndarray) -> np.ndarray:
-  """New last codes (n,), all different, for items of one prefix with distances (n, width)."""
-  own = distances[np.arange(len(last)), last]
-  result = np.full_like(last, -1)
-  free = np.ones(distances.shape[1], bool)
-  for row in np.argsort(own, kind="stable"):  # the nearest item comes first to its code
-    if free[last[row]]:
-      result[row], free[last[row]] = last[row], False
-  moved, codes = np.flatnonzero(result < 0), np.flatnonzero(free)
-  pairs = distances[np.ix_(moved, codes)]
-  for pair in np.argsort(pairs, axis=None, kind="stable"):
-    row, code = moved[pair // len(codes)], codes[pair % len(codes)]
-    if result[row] < 0 and free[code]:
-      result[row], free[code] = code, False
-  return result

@@ -11,6 +11,8 @@ from rastp_jax.experiments.lab.scatter import Point
 from rastp_jax.experiments.lab.training import CONTROL, comparison
 from rastp_jax.reduction.methods import REDUCTIONS
 
+_FEW = 12  # points that can all have their names beside them
+
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
@@ -80,14 +82,17 @@ def kind_of(run: Mapping[str, Any]) -> str:
 
 
 def pareto(runs: Sequence[Mapping[str, Any]], cost: str, title: str) -> str:
-  """NDCG@10 over dense's against a cost: an SVG. What nothing beats in both, RASTP and the controls are labelled."""
+  """NDCG@10 over dense's against a cost: an SVG. Where points are many, those are labelled that nothing beats in both,
+  RASTP and the controls."""
   points = []
   for run in sorted(runs, key=lambda run: -run["ndcg@10"]):
     base = run["dense_ndcg@10"]
     value, low, high = (1 + run[f"ndcg@10_difference{end}"] / base for end in ("", "_low", "_high"))
     beaten = any(other["ndcg@10"] >= run["ndcg@10"] and other[cost] <= run[cost] and other is not run for other in runs)
-    labelled = not beaten or run["method"] in ("none", "rastp", CONTROL)
-    points.append(Point(run["name"], kind_of(run), run[cost], value, low, high, labelled))
+    counts = not beaten or run["method"] in ("none", "rastp", CONTROL)
+    labelled = counts or len(runs) <= _FEW
+    points.append((not counts, Point(run["name"], kind_of(run), run[cost], value, low, high, labelled)))
+  points = [point for _, point in sorted(points, key=lambda each: each[0])]
   return scatter.draw(points, title, "NDCG@10, dense = 1", level=1.0)
 
 
