@@ -89,6 +89,17 @@ def recipe() -> str:
   return markdown(rows)
 
 
+def recipe_codes() -> str:
+  """What was tried with codes and losses of the model without vectors, by its ranking of validation users."""
+  rows = [["tried", "epochs", "seed", "recall@10", "NDCG@10", "NDCG@10 against the base, 95 % interval"]]
+  for run in read("recipe_codes")["rows"]:
+    low, high = run["difference_low"], run["difference_high"]
+    interval = "" if low is None else f"{low:+.4f} to {high:+.4f}"
+    scores = [f"{run['recall@10']:.4f}", f"{run['ndcg@10']:.4f}"]
+    rows.append([run["what"].rstrip("."), str(run["epochs"]), str(run["seed"]), *scores, interval])
+  return markdown(rows)
+
+
 def code_sets() -> str:
   """Health of Beauty's semantic IDs, ours and published, before any training."""
   rows = [["codes", "levels", "colliding", "same category", "x shuffled", "consecutive items", "x random"]]
@@ -269,6 +280,7 @@ TABLES = {
     paper_table_cpu,
     quality,
     recipe,
+    recipe_codes,
     code_sets,
     code_sets_trained,
     baselines,
