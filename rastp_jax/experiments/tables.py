@@ -91,12 +91,13 @@ def recipe() -> str:
 
 def recipe_codes() -> str:
   """What was tried with codes and losses of the model without vectors, by its ranking of validation users."""
-  rows = [["tried", "epochs", "seed", "recall@10", "NDCG@10", "NDCG@10 against the base, 95 % interval"]]
+  rows = [["tried", "epochs", "seed", "beams", "recall@10", "NDCG@10", "difference to the base"]]
   for run in read("recipe_codes")["rows"]:
     low, high = run["difference_low"], run["difference_high"]
     interval = "" if low is None else f"{low:+.4f} to {high:+.4f}"
     scores = [f"{run['recall@10']:.4f}", f"{run['ndcg@10']:.4f}"]
-    rows.append([run["what"].rstrip("."), str(run["epochs"]), str(run["seed"]), *scores, interval])
+    settings = [str(run[name]) for name in ("epochs", "seed", "beams")]
+    rows.append([run["what"], *settings, *scores, interval])
   return markdown(rows)
 
 
