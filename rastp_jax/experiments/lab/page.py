@@ -89,9 +89,9 @@ def pareto(runs: Sequence[Mapping[str, Any]], cost: str, title: str) -> str:
     base = run["dense_ndcg@10"]
     value, low, high = (1 + run[f"ndcg@10_difference{end}"] / base for end in ("", "_low", "_high"))
     beaten = any(other["ndcg@10"] >= run["ndcg@10"] and other[cost] <= run[cost] and other is not run for other in runs)
-    counts = not beaten or run["method"] in ("none", "rastp", CONTROL)
-    labelled = counts or len(runs) <= _FEW
-    points.append((not counts, Point(run["name"], kind_of(run), run[cost], value, low, high, labelled)))
+    matters = not beaten or run["method"] in ("none", "rastp", CONTROL)
+    labelled = matters or len(runs) <= _FEW
+    points.append((not matters, Point(run["name"], kind_of(run), run[cost], value, low, high, labelled)))
   points = [point for _, point in sorted(points, key=lambda each: each[0])]
   return scatter.draw(points, title, "NDCG@10, dense = 1", level=1.0)
 
