@@ -217,6 +217,16 @@ def test_an_unknown_topology_is_refused():
 
 
 @needs_compiler
+def test_without_vmem_all_that_is_accessed_is_hbm_traffic():
+  """The compiler's count of accesses, and what is read of the program's text."""
+  config, _ = small_model("none", dtype="bfloat16")
+  config = dataclasses.replace(config, data=DataConfig(max_items=8, bucket_lengths=(8,)))
+  found = plan.plan(config, topology.devices("v5e:2x2"), rows_per_chip=256, vmem=False)
+  step = found["train, 8 items"]
+  assert step["hbm_bytes"] == pytest.approx(step["bytes_accessed"], rel=0.1)  # 0.217 and 0.234 GB were seen
+
+
+@needs_compiler
 @pytest.mark.parametrize("method", ["none", "rastp"])
 def test_a_step_for_four_chips(method):
   """Collectives are the gradients' alone, the host is not asked, and attention stays inside its kernels."""

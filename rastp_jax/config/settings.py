@@ -172,8 +172,8 @@ class SemanticIdsConfig(WithMethods):
   )
   collisions: str = setting(
     "extra_level",
-    "items with equal codes: one more level tells them apart (TIGER), or they move to free codes of the last level, as "
-    "near as they can, so that no extra level is needed",
+    "items with equal codes: one more level tells them apart (TIGER), or some move to other codes of the last level, "
+    "together as little as they can, so that no extra level is needed",
     choices=("extra_level", "reassign"),
   )
   seed: int = setting(0, "of the learning", at_least=0, at_most=LARGEST_SEED, makes=Makes.CODES)

@@ -84,15 +84,17 @@ def kind_of(run: Mapping[str, Any]) -> str:
 def pareto(runs: Sequence[Mapping[str, Any]], cost: str, title: str) -> str:
   """NDCG@10 over dense's against a cost: an SVG. Where points are many, those are labelled that nothing beats in both,
   RASTP and the controls."""
+
+  def matters(run: Mapping[str, Any]) -> bool:
+    beaten = any(other["ndcg@10"] >= run["ndcg@10"] and other[cost] <= run[cost] and other is not run for other in runs)
+    return not beaten or run["method"] in ("none", "rastp", CONTROL)
+
   points = []
-  for run in sorted(runs, key=lambda run: -run["ndcg@10"]):
+  for run in sorted(runs, key=lambda run: (not matters(run), -run["ndcg@10"])):
     base = run["dense_ndcg@10"]
     value, low, high = (1 + run[f"ndcg@10_difference{end}"] / base for end in ("", "_low", "_high"))
-    beaten = any(other["ndcg@10"] >= run["ndcg@10"] and other[cost] <= run[cost] and other is not run for other in runs)
-    matters = not beaten or run["method"] in ("none", "rastp", CONTROL)
-    labelled = matters or len(runs) <= _FEW
-    points.append((not matters, Point(run["name"], kind_of(run), run[cost], value, low, high, labelled)))
-  points = [point for _, point in sorted(points, key=lambda each: each[0])]
+    labelled = matters(run) or len(runs) <= _FEW
+    points.append(Point(run["name"], kind_of(run), run[cost], value, low, high, labelled))
   return scatter.draw(points, title, "NDCG@10, dense = 1", level=1.0)
 
 
