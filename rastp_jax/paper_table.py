@@ -10,6 +10,7 @@ prints the commands. The models are paper-sized, for a machine with an accelerat
 from absl import flags
 
 from rastp_jax.experiments import paper_table
+from rastp_jax.experiments.commands import run_command
 from rastp_jax.runtime import cli
 
 _DEFAULTS = paper_table.TableRuns()
@@ -29,7 +30,7 @@ def main():
   if _DRY_RUN.value:
     print(paper_table.dry_run(runs))
     return
-  for path in paper_table.execute(runs, _OUTPUT.value, paper_table.run_command):
+  for path in paper_table.execute(runs, _OUTPUT.value, run_command):
     print(f"wrote {path}")
 
 

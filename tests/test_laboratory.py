@@ -11,6 +11,7 @@ from flax import nnx
 
 from rastp_jax.config import Config
 from rastp_jax.errors import InputError
+from rastp_jax.evaluation import results
 from rastp_jax.evaluation.comparison import paired_bootstrap
 from rastp_jax.experiments.lab import cost, oracles, page, scatter, training
 from rastp_jax.experiments.lab.rows import DENSE, all_rows, choose
@@ -131,15 +132,18 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   rng = np.random.default_rng(0)
   seeds = {DENSE: (1, 2, 3), "recent, 1/2": (1, 2, 3), "recent, 1/4": (4,), "rastp, 1/2": (2, 3, 4)}
   monkeypatch.setattr(Trainings, "finished", lambda self, row: set(seeds.get(row.name, ())))
-  results = {
+  evaluated = {
     name: {
       seed: make_result(name, rng.integers(0, 20, 200), seed=seed, training_samples=1e6, device_kind=f"GPU {seed % 2}")
       for seed in its
     }
     for name, its in seeds.items()
   }
-  group = lambda self, row: training.Group(row.name, tuple(results[row.name][seed] for seed in self.seeds))
+  group = lambda self, row: training.Group(row.name, tuple(evaluated[row.name][seed] for seed in self.seeds))
   monkeypatch.setattr(Trainings, "group", group)
+  early = {(DENSE, 3), ("rastp, 1/2", 2)}
+  weights_at = lambda self, row: [0.5 if (row.name, seed) in early else 1.0 for seed in self.seeds]
+  monkeypatch.setattr(Trainings, "weights_at", weights_at)
   rows = choose(["recent", "rastp"], ROWS)
   costs = {DENSE: 1.0, "recent, 1/2": 0.7, "rastp, 1/2": 0.7}
   runs = {run["name"]: run for run in training.merge([], training.collect(trainings, rows, costs, {}))}
@@ -150,7 +154,7 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   }
   dense, recent, rastp = (runs[name] for name in (DENSE, "recent, 1/2", "rastp, 1/2"))
   assert (dense["name"], recent["name"], recent["budget"], recent["stage"]) == (DENSE, "recent, 1/2", 1 / 2, "train")
-  values = lambda name, *its: training.Group("", tuple(results[name][seed] for seed in its)).user_values("ndcg@10")
+  values = lambda name, *its: training.Group("", tuple(evaluated[name][seed] for seed in its)).user_values("ndcg@10")
   expected = paired_bootstrap("ndcg@10", values(DENSE, 1, 2, 3), values("recent, 1/2", 1, 2, 3))
   assert (recent["ndcg@10_difference"], recent["p"]) == (expected.value, expected.p)
   assert recent["ndcg@10_difference_low"] < recent["ndcg@10_difference"] < recent["ndcg@10_difference_high"]
@@ -162,6 +166,12 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   assert recent["encoder_flops_vs_dense"] == 0.7 and recent["training_seconds_vs_dense"] is None
   assert rastp["devices"] == ["GPU 0", "GPU 1"]
   assert recent["config"] == "configs/tiny.py" and recent["length"] == "1 epochs"
+  assert (rastp["weights_at"], rastp["dense_weights_at"]) == ([0.5, 1.0], [1.0, 0.5])
+  assert rastp["ndcg@10_of_seeds"] == [np.mean(values("rastp, 1/2", seed)) for seed in (2, 3)]
+  (table,) = page.make({"runs": list(runs.values())}).tables.values()
+  of_seeds = {row[0]: row[table[0].index("of each seed")] for row in table}
+  assert of_seeds[DENSE] == "" and of_seeds["rastp, 1/2"].count("%*") == 2
+  assert [cell.endswith("*") for cell in of_seeds["recent, 1/2"].split(", ")] == [False, False, True]
   assert "--config.train.seed=1" in recent["commands"][0] and "--split=validation" in recent["commands"][1]
 
 
@@ -188,6 +198,20 @@ def test_seeds_are_collected_where_they_are_finished(tmp_path):
     if evaluated:
       workdir.evaluation("validation").write_text("{}")
   assert trainings.finished(row) == {1, 3} and trainings.finished(ROWS[DENSE]) == set()
+
+
+def test_last_weights_are_told_from_earlier_ones(tmp_path):
+  """A run answers with the weights that validation liked best; the laboratory's own runs look at the end alone."""
+  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "2 epochs", (1, 2), str(tmp_path))
+  row = ROWS["recent, 1/2"]
+  for seed, step in ((1, 10), (2, 5)):
+    workdir = trainings.workdir(row, seed)
+    workdir.path.mkdir(parents=True)
+    files.write_json(workdir.summary, {"steps": 10})
+    made = make_result("x", [0, 1, 2, 3], step=step, split="validation")
+    results.save(workdir.evaluation("validation"), made.metrics, made.ranks)
+  assert trainings.weights_at(row) == [1.0, 0.5]
+  assert "'--config.train.eval_every=2 epochs'" in trainings.commands(row)[0].text
 
 
 def test_rows_that_are_taught_name_the_dense_run(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
 from rastp_jax.experiments import paper_table
-from rastp_jax.experiments.paper_table import MODELS, SEEDS, RunCommand, TableRuns
+from rastp_jax.experiments.commands import RunCommand
+from rastp_jax.experiments.paper_table import MODELS, SEEDS, TableRuns
 from rastp_jax.runtime import files
 from tests.helpers.results import make_result
 
@@ -115,11 +116,3 @@ def test_the_table(tmp_path):
   text = pathlib.Path(path).read_text()
   assert "| beauty, published TIGER |" in text
   assert "python -m rastp_jax.report --workdir=" in said[-1]
-
-
-def test_a_failing_process_is_quoted_with_the_way_to_go_on(capfd):
-  with pytest.raises(
-    InputError, match=r"Evaluating x failed with exit code 2 \(--workdir is missing.*put that right, then go on"
-  ):
-    paper_table.run_command(RunCommand("Evaluating x", ("rastp_jax.evaluate",)))
-  assert "error: --workdir is missing" in capfd.readouterr().err

@@ -18,7 +18,7 @@ from scipy import stats
 
 from rastp_jax.errors import InputError
 from rastp_jax.experiments import results
-from rastp_jax.experiments.paper_table import RunCommand, run_command
+from rastp_jax.experiments.commands import RunCommand, run_all
 from rastp_jax.runtime import cli, files
 from rastp_jax.training.workdir import Workdir
 
@@ -138,10 +138,7 @@ def main() -> None:
   if unknown := sorted(set(_ONLY.value) - set(names)):
     raise InputError(f"--only={','.join(unknown)} is not a code set: choose some of {', '.join(names)}.")
   files.check_writable(_OUTPUT.value)
-  for command in (command for name in _ONLY.value or names for command in commands(name)):
-    print(f"== {command.progress}", flush=True)
-    if not command.finished:
-      run_command(command)
+  run_all([commands(name) for name in _ONLY.value or names])
   rows = [row(name) for name in names if all(command.finished for command in commands(name))]
   correlations = {
     "all": rank_correlations(rows),

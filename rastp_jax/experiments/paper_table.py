@@ -4,10 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shlex
-import signal
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +12,9 @@ from rastp_jax.errors import InputError
 from rastp_jax.evaluation import published_results
 from rastp_jax.evaluation import results as evaluation_results
 from rastp_jax.evaluation.comparison import Group, compare
+from rastp_jax.experiments.commands import RunCommand
 from rastp_jax.experiments.results import write_result
-from rastp_jax.runtime import cli, files, text_tables
+from rastp_jax.runtime import files, text_tables
 from rastp_jax.training.workdir import Workdir
 
 SEEDS = (999, 1024, 2025)
@@ -44,30 +42,6 @@ class TableRuns:
 
   def workdir(self, dataset: str, model: str, seed: int) -> str:
     return f"{self.runs_dir}/{dataset}/{model}/seed_{seed}"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunCommand:
-  """One command, run in a process of its own.
-
-  Attributes:
-    title: what it does.
-    arguments: of `python -m`.
-    finished: whether its result exists already.
-  """
-
-  title: str
-  arguments: tuple[str, ...]
-  finished: bool = False
-
-  @property
-  def text(self) -> str:
-    return shlex.join(["python", "-m", *self.arguments])
-
-  @property
-  def progress(self) -> str:
-    """What to print before it runs, or instead."""
-    return self.title + (", done before" if self.finished else f"\n   {self.text}")
 
 
 def commands(runs: TableRuns) -> list[RunCommand]:
@@ -123,34 +97,6 @@ def execute(
 def dry_run(runs: TableRuns) -> str:
   """Every command, a line each; those whose result exists already say so."""
   return "\n".join(command.text + ("  # done" if command.finished else "") for command in commands(runs))
-
-
-def run_command(command: RunCommand) -> None:
-  """Runs a command in a process of its own, whose output goes where ours goes.
-
-  Raises:
-    InputError: it failed; the sentence has the last line that the process wrote, and how to go on.
-  """
-  process = subprocess.Popen([sys.executable, "-m", *command.arguments], stderr=subprocess.PIPE, text=True)
-  before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # or it would outlive this process
-  assert process.stderr is not None  # a pipe
-  last = ""
-  try:
-    for line in process.stderr:
-      sys.stderr.write(line)
-      last = line.strip() or last
-    code = process.wait()
-  except KeyboardInterrupt:
-    process.wait()  # it got the terminal's signal too
-    raise InputError(f"{command.title} was interrupted: {_go_on()}.") from None
-  finally:
-    signal.signal(signal.SIGTERM, before)
-    process.stderr.close()
-  if code < 0:
-    raise InputError(f"{command.title} was stopped by {signal.Signals(-code).name}: {_go_on()}.")
-  if code:
-    reason = last.removeprefix("error: ").rstrip(".")
-    raise InputError(f"{command.title} failed with exit code {code} ({reason}): put that right, then {_go_on()}.")
 
 
 def make_table(runs: TableRuns) -> dict[str, Any]:
@@ -246,7 +192,3 @@ def _group(runs: TableRuns, dataset: str, model: str) -> Group:
 
 def _names(runs: TableRuns) -> str:
   return ", ".join(f"{dataset}/" for dataset in runs.datasets)
-
-
-def _go_on() -> str:
-  return f"go on where it stopped by `{cli.command_line()}`"

@@ -15,7 +15,7 @@ from absl import flags
 
 from rastp_jax.errors import InputError
 from rastp_jax.experiments import quality_runs
-from rastp_jax.experiments.paper_table import RunCommand, run_command
+from rastp_jax.experiments.commands import AT_ONCE, RunCommand, run_all
 from rastp_jax.experiments.quality_runs import MODELS, Trained
 from rastp_jax.experiments.results import write_result
 from rastp_jax.runtime import files, text_tables
@@ -28,6 +28,7 @@ _DATASETS = flags.DEFINE_list("datasets", ["beauty", "sports", "toys"], "In this
 _MODELS = flags.DEFINE_list("models", ["best"], f"Of {', '.join(MODELS)}.")
 _SEEDS = flags.DEFINE_list("seeds", ["999"], "Of every model.")
 _LENGTH = flags.DEFINE_string("length", "", 'Of each training, like "6 epochs", in place of the config\'s own.')
+_AT_ONCE = flags.DEFINE_integer("at_once", 1, AT_ONCE, lower_bound=1)
 _CHOICE_USERS = flags.DEFINE_integer("choice_users", 4000, "Validation users that shares are chosen on.", lower_bound=1)
 
 
@@ -44,16 +45,16 @@ def main() -> None:
     for model in _MODELS.value:
       seeds = tuple(int(seed) for seed in _SEEDS.value)
       trained = Trained(dataset, model, seeds, _DATA_DIR.value, _RUNS_DIR.value, _LENGTH.value)
-      for seed in seeds:
-        _run(trained.train(seed))
+      run_all([[trained.train(seed)] for seed in seeds], _AT_ONCE.value)
       chosen = quality_runs.choose(trained, _CHOICE_USERS.value, counts)
-      outputs, texts = {}, {}
-      for name, settings in quality_runs.settings_of_rows(chosen, counts).items():
-        evaluations = [trained.evaluate(seed, name, settings) for seed in seeds]
-        for command, _ in evaluations:
-          _run(command)
-        outputs[name] = [path for _, path in evaluations]
-        texts[name] = "; ".join(command.text for command in (trained.train(seeds[0]), evaluations[0][0]))
+      evaluations = {
+        name: [trained.evaluate(seed, name, settings) for seed in seeds]
+        for name, settings in quality_runs.settings_of_rows(chosen, counts).items()
+      }
+      run_all([[command] for each in evaluations.values() for command, _ in each], _AT_ONCE.value)
+      outputs = {name: [path for _, path in each] for name, each in evaluations.items()}
+      train = trained.train(seeds[0]).text
+      texts = {name: f"{train}; {each[0][0].text}" for name, each in evaluations.items()}
       found += quality_runs.rows_of(trained, outputs, texts)
     key = lambda row: (row["dataset"], row["model"], row.get("config"))
     new = {key(row) for row in found}
@@ -71,13 +72,7 @@ def _prepare(dataset: str) -> None:
   config = [f"--config=configs/{dataset}.py:cpu", f"--config.data.data_dir={_DATA_DIR.value}"]
   raw = [f"--raw_dir={pathlib.Path(_RAW_DIR.value) / dataset}"] if _RAW_DIR.value else []
   prepared = (pathlib.Path(_DATA_DIR.value) / "semantic_ids" / f"{dataset}.npz").exists()
-  _run(RunCommand(f"Preparing {dataset}", ("rastp_jax.prepare", *config, *raw), prepared))
+  prepare = RunCommand(f"Preparing {dataset}", ("rastp_jax.prepare", *config, *raw), prepared)
   output = _anchors_file(dataset)
   arguments = ("rastp_jax.experiment", "baselines", *config, f"--output={output}")
-  _run(RunCommand(f"Anchors of {dataset}", arguments, output.exists()))
-
-
-def _run(command: RunCommand) -> None:
-  print(f"== {command.progress}", flush=True)
-  if not command.finished:
-    run_command(command)
+  run_all([[prepare, RunCommand(f"Anchors of {dataset}", arguments, output.exists())]])

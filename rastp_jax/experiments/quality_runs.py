@@ -12,7 +12,7 @@ from rastp_jax.evaluation import published_results
 from rastp_jax.evaluation import results as evaluation_results
 from rastp_jax.evaluation.comparison import Group
 from rastp_jax.evaluation.evaluator import Evaluator
-from rastp_jax.experiments.paper_table import RunCommand
+from rastp_jax.experiments.commands import RunCommand
 from rastp_jax.runtime import files
 from rastp_jax.training import runs
 from rastp_jax.training.workdir import Workdir

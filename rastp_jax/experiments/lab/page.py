@@ -115,7 +115,7 @@ def inside(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   """One row per trained arrangement, the best NDCG@10 first."""
-  head = ["", "seeds", "encoder FLOPs", "recall@10", "NDCG@10", "to dense", "95 % interval", "p, Holm"]
+  head = ["", "seeds", "encoder FLOPs", "recall@10", "NDCG@10", "to dense", "95 % interval", "of each seed", "p, Holm"]
   rows = [[*head, "to recent of nearest FLOPs", "95 % interval", "trained on"]]
   for run in sorted(runs, key=lambda run: -run["ndcg@10"]):
     cost, p, base = run["encoder_flops_vs_dense"], run["p_holm"], run["dense_ndcg@10"]
@@ -133,6 +133,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         f"{run['ndcg@10']:.4f}",
         "" if dense else relative(run["ndcg@10_difference"]),
         "" if dense else interval("ndcg@10_difference"),
+        "" if dense else _of_seeds(run),
         "" if p is None else f"{p:.3f}",
         "" if control is None else f"{relative(run['control_difference'])}",
         "" if control is None else interval("control_difference"),
@@ -140,6 +141,18 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
       ]
     )
   return rows
+
+
+def _of_seeds(run: Mapping[str, Any]) -> str:
+  """Each seed's difference to dense; * where one of the two answered with weights from before the end of training."""
+  if "weights_at" not in run:  # rows of earlier versions
+    return ""
+  cells = []
+  for mine, dense, *weights_at in zip(
+    run["ndcg@10_of_seeds"], run["dense_ndcg@10_of_seeds"], run["weights_at"], run["dense_weights_at"], strict=True
+  ):
+    cells.append(f"{mine / dense - 1:+.1%}{'*' if min(weights_at) < 1 else ''}")
+  return ", ".join(cells)
 
 
 def screen_table(screened: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

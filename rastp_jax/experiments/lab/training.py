@@ -7,8 +7,8 @@ from typing import Any
 
 from rastp_jax.evaluation import results as evaluation_results
 from rastp_jax.evaluation.comparison import Group, paired_bootstrap
+from rastp_jax.experiments.commands import RunCommand
 from rastp_jax.experiments.lab.rows import DENSE, Row
-from rastp_jax.experiments.paper_table import RunCommand
 from rastp_jax.training.workdir import Workdir
 
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -51,6 +51,10 @@ class Trainings:
 
   def commands(self, row: Row) -> list[RunCommand]:
     """Train and evaluate, for each seed."""
+    return [command for chain in self.chains(row) for command in chain]
+
+  def chains(self, row: Row) -> list[list[RunCommand]]:
+    """Train, then evaluate: for each seed, by itself."""
     found = []
     for seed in self.seeds:
       workdir = self.workdir(row, seed)
@@ -61,14 +65,17 @@ class Trainings:
         *([f"--config.train.teacher={self.workdir(_DENSE, seed)}"] if row.taught else []),
         f"--config.train.seed={seed}",
         f"--config.train.length={self.length}",
-        "--config.train.patience=0",  # every run sees the same number of samples
+        # Every run sees the same number of samples, and its last weights are compared.
+        "--config.train.patience=0",
+        f"--config.train.eval_every={self.length}",
         f"--workdir={workdir}",
       )
       evaluate = ("rastp_jax.evaluate", f"--workdir={workdir}", f"--split={self.split}")
       title = f"{self.dataset}, {row.name}, {self.length}, seed {seed}"
       trained = workdir.read_summary() is not None
       evaluated = trained and workdir.evaluation(self.split).exists()
-      found += [RunCommand(f"Training {title}", train, trained), RunCommand(f"Evaluating {title}", evaluate, evaluated)]
+      training = RunCommand(f"Training {title}", train, trained)
+      found.append([training, RunCommand(f"Evaluating {title}", evaluate, evaluated)])
     return found
 
   def finished(self, row: Row) -> set[int]:
@@ -76,6 +83,16 @@ class Trainings:
     runs = self.workdir(row, 0).path.parent.glob("seed_*")
     ended = lambda seed: all(one.finished for one in dataclasses.replace(self, seeds=(seed,)).commands(row))
     return {seed for run in runs if ended(seed := int(run.name.removeprefix("seed_")))}
+
+  def weights_at(self, row: Row) -> list[float]:
+    """Of each of `seeds`: after which share of its training the weights were saved that were evaluated."""
+    found = []
+    for seed in self.seeds:
+      workdir = self.workdir(row, seed)
+      summary = workdir.read_summary() or {}
+      evaluated = evaluation_results.load(workdir.evaluation(self.split), str(workdir)).metrics
+      found.append(evaluated["step"] / summary["steps"])
+    return found
 
   def group(self, row: Row) -> Group:
     """The results of `seeds`, all finished."""
@@ -124,7 +141,11 @@ def collect(
       "encoder_flops_vs_dense": costs.get(row.name),
       **{name: group.mean(name) for name in METRICS},
       "deviation": {name: group.deviation(name) for name in METRICS},
+      "ndcg@10_of_seeds": group.values("ndcg@10"),
+      "weights_at": mine.weights_at(row),
       "dense_ndcg@10": base.mean("ndcg@10"),
+      "dense_ndcg@10_of_seeds": base.values("ndcg@10"),
+      "dense_weights_at": mine.weights_at(dense),
       "ndcg@10_difference": found.value,
       "ndcg@10_difference_low": found.low,
       "ndcg@10_difference_high": found.high,

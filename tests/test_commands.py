@@ -1,0 +1,58 @@
+"""Commands that experiments run: one after the other, side by side, and what is said when one fails."""
+
+import pytest
+
+from rastp_jax.errors import InputError
+from rastp_jax.experiments.commands import RunCommand, run_all, run_command
+
+MEET = """\
+import pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:])
+mine.touch()
+until = time.monotonic() + 60
+while not other.exists():
+  if time.monotonic() > until:
+    sys.exit("error: nobody came")
+  time.sleep(0.05)
+print("met")
+"""
+
+
+@pytest.fixture
+def meet(tmp_path, monkeypatch):
+  """`python -m meet A B` writes the file A and waits for the file B."""
+  (tmp_path / "meet.py").write_text(MEET)
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  return lambda title, mine, other: RunCommand(title, ("meet", str(tmp_path / mine), str(tmp_path / other)))
+
+
+def test_a_failing_process_is_quoted_with_the_way_to_go_on(capfd):
+  with pytest.raises(
+    InputError, match=r"Evaluating x failed with exit code 2 \(--workdir is missing.*put that right, then go on"
+  ):
+    run_command(RunCommand("Evaluating x", ("rastp_jax.evaluate",)))
+  assert "error: --workdir is missing" in capfd.readouterr().err
+
+
+def test_chains_run_side_by_side_and_each_in_order(meet, capsys):
+  """The first commands of both chains wait for each other; the second of a chain needs what its first has written."""
+  first = [meet("one", "a", "b"), meet("then", "c", "a")]
+  run_all([first, [meet("other", "b", "a")]], at_once=2)
+  said = capsys.readouterr().out
+  assert all(f"{title}: met" in said for title in ("one", "then", "other"))
+  assert said.index("one: met") < said.index("== then")
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_after_a_failure_nothing_is_begun(meet, capsys, at_once):
+  failing, never = RunCommand("Reading", ("json.tool", "no such file")), meet("never", "a", "a")
+  with pytest.raises(InputError, match=r"Reading failed with exit code .*put that right, then go on"):
+    run_all([[failing, never]], at_once)
+  assert "never" not in capsys.readouterr().out
+
+
+def test_what_is_finished_is_only_named(meet, capsys):
+  done = RunCommand("Training x", ("no.such.module",), finished=True)
+  run_all([[done, meet("next", "a", "a")]], at_once=2)
+  said = capsys.readouterr().out
+  assert "== Training x, done before" in said and "next: met" in said
