@@ -217,8 +217,14 @@ def laboratory() -> str:
   parts = []
   for one in dict.fromkeys(map(comparison, runs)):
     mine = [run for run in runs if comparison(run) == one]
-    parts += [page.describe(mine) + ":", markdown(page.table(mine))]
+    if len(mine) > 1:
+      parts += [page.describe(mine) + ":", markdown(page.table(mine))]
   return "\n\n".join(parts)
+
+
+def equal_time() -> str:
+  """Reductions beside a dense model that was trained as many seconds."""
+  return markdown(page.equal_time_table(read("laboratory")["runs"]))
 
 
 def screen() -> str:
@@ -287,6 +293,7 @@ TABLES = {
     baselines,
     quickstart,
     laboratory,
+    equal_time,
     laboratory_cost,
     screen,
   )

@@ -45,7 +45,10 @@ def make(stored: Mapping[str, Any]) -> Shown:
         svg = pareto(known, key, f"{measure} per sample, dense = 1")
         plots.append((f"{name}: quality against {measure}", svg, _PARETO))
         files[f"{first['dataset']}_{first['stage']}_{key.split('_')[1]}"] = svg
-    tables[name] = table(mine)
+    if len(mine) > 1:  # dense alone was trained for another length, to be compared at equal time
+      tables[name] = table(mine)
+  if any("equal_time" in run for run in runs):
+    tables["At equal training time"] = equal_time_table(runs)
   for name, screened in stored.get("screens", {}).items():
     heading = f"{name}: screen, {screened['about']['users']:,} users, nothing trained"
     if any(seen["overlap_with_recent"] is not None for seen in screened["rows"].values()):
@@ -140,6 +143,21 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         " and ".join(run.get("devices", ())),
       ]
     )
+  return rows
+
+
+def equal_time_table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+  """Rows beside a dense model that was trained as many seconds, on fewer samples."""
+  rows = [["", "", "trained for", "dense for", "seeds", "NDCG@10", "dense", "to dense", "95 % interval", "of each seed"]]
+  for run in runs:
+    if "equal_time" in run:
+      found = run["equal_time"]
+      ours, dense = found["ndcg@10_of_seeds"], found["dense_ndcg@10_of_seeds"]
+      mean, base = sum(ours) / len(ours), sum(dense) / len(dense)
+      interval = " to ".join(f"{found[f'difference_{end}'] / base:+.1%}" for end in ("low", "high"))
+      of_seeds = ", ".join(f"{one / other - 1:+.1%}" for one, other in zip(ours, dense, strict=True))
+      cells = [run["dataset"], run["name"], run["length"], found["dense_length"], str(len(ours)), f"{mean:.4f}"]
+      rows.append([*cells, f"{base:.4f}", f"{mean / base - 1:+.1%}", interval, of_seeds])
   return rows
 
 

@@ -13,6 +13,7 @@ from rastp_jax.training.workdir import Workdir
 
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 CONTROL = "recent"
+SAME_TIME = 0.05  # how far apart two trainings' seconds may be that count as equal
 _DENSE = Row(DENSE, "none", None, ())
 
 
@@ -84,6 +85,10 @@ class Trainings:
     ended = lambda seed: all(one.finished for one in dataclasses.replace(self, seeds=(seed,)).commands(row))
     return {seed for run in runs if ended(seed := int(run.name.removeprefix("seed_")))}
 
+  def lengths(self, row: Row) -> list[str]:
+    """How long this row was trained, by the directories that are there."""
+    return [path.name.replace("_", " ") for path in sorted(self.workdir(row, 0).path.parent.parent.glob("*_*"))]
+
   def weights_at(self, row: Row) -> list[float]:
     """Of each of `seeds`: after which share of its training the weights were saved that were evaluated."""
     found = []
@@ -153,6 +158,8 @@ def collect(
       "training_seconds_vs_dense": seconds.get(row.name),
       "commands": [command.text for command in mine.commands(row)],
     }
+    if row.name != DENSE and row.name in seconds:
+      run |= _at_equal_time(mine, row, dense, seconds[row.name])
     control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
     if control is not None:
       beside = paired_bootstrap("ndcg@10", mine.group(control).user_values("ndcg@10"), group.user_values("ndcg@10"))
@@ -164,6 +171,32 @@ def collect(
       }
     runs.append(run)
   return runs
+
+
+def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: float) -> dict[str, Any]:
+  """The row beside a dense model that was trained as many seconds, on fewer samples, over the seeds that both have."""
+  for length in trainings.lengths(dense):
+    shorter = dataclasses.replace(trainings, length=length)
+    seeds = tuple(sorted(shorter.finished(dense) & set(trainings.seeds)))
+    if not seeds or length == trainings.length:
+      continue
+    group = dataclasses.replace(trainings, seeds=seeds).group(row)
+    base = dataclasses.replace(shorter, seeds=seeds).group(dense)
+    (ours, theirs) = (one.values("training_samples") for one in (group, base))
+    if abs(seconds * sum(ours) / sum(theirs) - 1) <= SAME_TIME:
+      found = paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10"))
+      return {
+        "equal_time": {
+          "dense_length": length,
+          "seeds": list(seeds),
+          "ndcg@10_of_seeds": group.values("ndcg@10"),
+          "dense_ndcg@10_of_seeds": base.values("ndcg@10"),
+          "difference": found.value,
+          "difference_low": found.low,
+          "difference_high": found.high,
+        }
+      }
+  return {}
 
 
 def _control(row: Row, costs: Mapping[str, float], others: Sequence[Row]) -> Row | None:

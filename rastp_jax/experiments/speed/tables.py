@@ -26,7 +26,7 @@ def attention() -> str:
 
 def speed_gpu() -> str:
   """The benchmark's ways to train, on a GPU."""
-  training = read("speed_h100")["training"]
+  training = read("speed_h200")["training"]
   first = training["padded_dense"]["samples_per_second"]
   rows = [["", "samples/s", "ratio", "padding", "peak memory", "compile"]]
   for name, variant in training.items():
