@@ -403,7 +403,11 @@ class TrainConfig(Section):
   clip_norm: float = setting(1.0, "global gradient norm; 0 switches clipping off", at_least=0)
   log_every: str = setting("50 steps", "a log line; more often where a run would show fewer than 20", may=WATCHING)
   eval_every: str = setting("1 epochs", "a validation", may=May.RESUME)
-  eval_users: int = setting(0, "validation users looked at during training; 0: all", at_least=0)
+  eval_users: int = setting(
+    0,
+    "validation users looked at during training; 0: all; a few thousand choose the best checkpoint by chance",
+    at_least=0,
+  )
   patience: int = setting(
     10,
     "evaluations without a better validation recall@5 before stopping; 0: never stop early",

@@ -101,7 +101,7 @@ def run_all(chains: Sequence[Sequence[RunCommand]], at_once: int = 1) -> None:
     process.stdout.close()
     _check(command, process.returncode, last)
 
-  with concurrent.futures.ThreadPoolExecutor(at_once) as pool, _ending_with_us(running):
+  with _ending_with_us(running), concurrent.futures.ThreadPoolExecutor(at_once) as pool:
     for future in [pool.submit(run, chain) for chain in chains]:
       future.result()
 

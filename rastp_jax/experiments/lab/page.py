@@ -148,7 +148,9 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def equal_time_table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   """Rows beside a dense model that was trained as many seconds, on fewer samples."""
-  rows = [["", "", "trained for", "dense for", "seeds", "NDCG@10", "dense", "to dense", "95 % interval", "of each seed"]]
+  rows = [
+    ["", "", "trained for", "dense for", "seeds", "NDCG@10", "dense", "to dense", "95 % interval", "of each seed"]
+  ]
   for run in runs:
     if "equal_time" in run:
       found = run["equal_time"]
