@@ -200,6 +200,36 @@ def test_seeds_are_collected_where_they_are_finished(tmp_path):
   assert trainings.finished(row) == {1, 3} and trainings.finished(ROWS[DENSE]) == set()
 
 
+def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
+  """A row is compared with dense of the length that its measured seconds allow, and of no other."""
+  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "confirm", "16 epochs", (1,), str(tmp_path))
+  rng, row, dense = np.random.default_rng(0), ROWS["item_sum, before block 0"], ROWS[DENSE]
+  ranks = {}
+  for one, length, samples in ((dense, 16, 160), (row, 16, 160), (dense, 5, 50), (dense, 8, 80)):
+    ranks[one.name, length] = rng.integers(0, 20, 200)
+    made = make_result("x", ranks[one.name, length], step=10, training_samples=samples, device_kind="cpu")
+    workdir = dataclasses.replace(trainings, length=f"{length} epochs").workdir(one, 1)
+    workdir.path.mkdir(parents=True)
+    files.write_json(workdir.summary, {"steps": 10, "samples": samples, "seconds": 1.0})
+    results.save(workdir.evaluation("test"), made.metrics, made.ranks)
+
+  def found(low, high):
+    timed = {row.name: {"vs_dense": 0.3, "low": low, "high": high}}
+    return training.merge([], training.collect(trainings, [dense, row], {}, timed))
+
+  def ndcg(name, length):
+    return training.Group("", (make_result("", ranks[name, length]),)).user_values("ndcg@10")
+
+  by_name = {run["name"]: run for run in found(0.3, 0.32)}
+  equal = by_name[row.name]["equal_time"]
+  expected = paired_bootstrap("ndcg@10", ndcg(DENSE, 5), ndcg(row.name, 16))
+  assert (equal["dense_length"], equal["seeds"], equal["difference"]) == ("5 epochs", [1], expected.value)
+  (shown,) = page.equal_time_table(list(by_name.values()))[1:]
+  assert shown[:4] == ["synthetic", row.name, "16 epochs", "5 epochs"]
+  assert "equal_time" not in by_name[DENSE]
+  assert all("equal_time" not in run for run in found(0.35, 0.4))
+
+
 def test_last_weights_are_told_from_earlier_ones(tmp_path):
   """A run answers with the weights that validation liked best; the laboratory's own runs look at the end alone."""
   trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "2 epochs", (1, 2), str(tmp_path))

@@ -121,8 +121,7 @@ def _collect(stored: dict[str, Any], config: Config) -> None:
     costs |= cost.encoder_flops(config, *runs.load_data(config), [rows[DENSE], *missing])
     stored["flops"] = {**stored.get("flops", {}), name: costs}
   timed = stored.get("seconds", {}).get(name, {"rows": {}})["rows"]
-  seconds = {row: values["vs_dense"] for row, values in timed.items()}
-  found = [run for one in finished for run in training.collect(one, list(rows.values()), costs, seconds)]
+  found = [run for one in finished for run in training.collect(one, list(rows.values()), costs, timed)]
   stored["runs"] = training.merge(stored.get("runs", []), found)
 
 

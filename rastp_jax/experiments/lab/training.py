@@ -13,7 +13,6 @@ from rastp_jax.training.workdir import Workdir
 
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 CONTROL = "recent"
-SAME_TIME = 0.05  # how far apart two trainings' seconds may be that count as equal
 _DENSE = Row(DENSE, "none", None, ())
 
 
@@ -106,7 +105,7 @@ class Trainings:
 
 
 def collect(
-  trainings: Trainings, rows: Sequence[Row], costs: Mapping[str, float], seconds: Mapping[str, float]
+  trainings: Trainings, rows: Sequence[Row], costs: Mapping[str, float], timed: Mapping[str, Mapping[str, float]]
 ) -> list[dict[str, Any]]:
   """A dict per finished row: metrics, and the difference to dense with its interval, over the seeds that both have.
 
@@ -114,7 +113,8 @@ def collect(
     trainings: which runs.
     rows: dense among them; those that are not finished are left out.
     costs: encoder FLOPs of each row over dense's, by name.
-    seconds: training seconds per sample over dense's, measured in turns; rows without stay None.
+    timed: training seconds per sample over dense's (`vs_dense`), measured in turns, and their interval (`low`, `high`);
+      rows without stay None.
   """
   finished = {row.name: trainings.finished(row) for row in rows}
   dense = next((row for row in rows if row.name == DENSE), None)
@@ -155,11 +155,11 @@ def collect(
       "ndcg@10_difference_low": found.low,
       "ndcg@10_difference_high": found.high,
       "p": found.p,
-      "training_seconds_vs_dense": seconds.get(row.name),
+      "training_seconds_vs_dense": timed[row.name]["vs_dense"] if row.name in timed else None,
       "commands": [command.text for command in mine.commands(row)],
     }
-    if row.name != DENSE and row.name in seconds:
-      run |= _at_equal_time(mine, row, dense, seconds[row.name])
+    if row.name != DENSE and row.name in timed:
+      run |= _at_equal_time(mine, row, dense, timed[row.name])
     control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
     if control is not None:
       beside = paired_bootstrap("ndcg@10", mine.group(control).user_values("ndcg@10"), group.user_values("ndcg@10"))
@@ -173,8 +173,11 @@ def collect(
   return runs
 
 
-def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: float) -> dict[str, Any]:
-  """The row beside a dense model that was trained as many seconds, on fewer samples, over the seeds that both have."""
+def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[str, float]) -> dict[str, Any]:
+  """The row beside a dense model that was trained as many seconds, on fewer samples, over the seeds that both have.
+
+  As many: the interval of the row's seconds per sample, dense's being 1, holds dense's share of the samples.
+  """
   for length in trainings.lengths(dense):
     shorter = dataclasses.replace(trainings, length=length)
     seeds = tuple(sorted(shorter.finished(dense) & set(trainings.seeds)))
@@ -183,7 +186,7 @@ def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: float) -
     group = dataclasses.replace(trainings, seeds=seeds).group(row)
     base = dataclasses.replace(shorter, seeds=seeds).group(dense)
     (ours, theirs) = (one.values("training_samples") for one in (group, base))
-    if abs(seconds * sum(ours) / sum(theirs) - 1) <= SAME_TIME:
+    if seconds["low"] <= sum(theirs) / sum(ours) <= seconds["high"]:
       found = paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10"))
       return {
         "equal_time": {
