@@ -340,7 +340,6 @@ MERGES = {
   "foveated": foveated,
   "item_mean": lambda r: by_item(r, np.ones(r.n)),
   "item_sum": lambda r: by_item(r, np.ones(r.n)),
-  "item_sum_codes": lambda r: by_item(r, [float(level != P - 2) for level in r.level]),
   "item_attention": lambda r: by_item(r, received(r) + 1e-6),
   "item_query": lambda r: by_item(r, np.exp(np.tanh(r.x) @ r.net.vector[...])),
   "item_projection": lambda r: by_item(r, np.ones(r.n)),
@@ -401,8 +400,6 @@ def test_merges(name):
       mean = part(weights) @ states
       if name == "item_sum":
         mean = states.sum(0) / len(states) ** 0.5
-      if name == "item_sum_codes":
-        mean *= len(states) ** 0.5
       if name == "item_projection":
         mean = sum(state @ np.asarray(net.kernel[level], np.float64) for level, state in enumerate(states))
       np.testing.assert_allclose(np.asarray(after.hidden)[row, slot], mean, rtol=2e-4, atol=2e-5)

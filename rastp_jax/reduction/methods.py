@@ -254,13 +254,6 @@ REDUCTIONS: Mapping[str, Method] = {
   "item_sum": _items(
     "one token per item: the sum of its tokens, scaled", "", merged=merge.sum_items, before_blocks=True
   ),
-  "item_sum_codes": _items(
-    "the same without the code that tells equal items apart",
-    "",
-    _no_collision_code,
-    merge.sum_items,
-    before_blocks=True,
-  ),
   "item_attention": _items("one token per item, its tokens weighted by attention received", "", _attention_share),
   "item_query": _items(
     "one token per item, its tokens weighted by a learned query",
