@@ -130,20 +130,26 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   """From evaluated runs to rows of the JSON file: metrics, interval, costs, commands."""
   trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1, 2), str(tmp_path))
   rng = np.random.default_rng(0)
+  early = {(DENSE, 3), ("rastp, 1/2", 2)}
   seeds = {DENSE: (1, 2, 3), "recent, 1/2": (1, 2, 3), "recent, 1/4": (4,), "rastp, 1/2": (2, 3, 4)}
   monkeypatch.setattr(Trainings, "finished", lambda self, row: set(seeds.get(row.name, ())))
   evaluated = {
     name: {
-      seed: make_result(name, rng.integers(0, 20, 200), seed=seed, training_samples=1e6, device_kind=f"GPU {seed % 2}")
+      seed: make_result(
+        name,
+        rng.integers(0, 20, 200),
+        seed=seed,
+        step=5 if (name, seed) in early else 10,
+        steps=10,
+        training_samples=1e6,
+        device_kind=f"GPU {seed % 2}",
+      )
       for seed in its
     }
     for name, its in seeds.items()
   }
   group = lambda self, row: training.Group(row.name, tuple(evaluated[row.name][seed] for seed in self.seeds))
   monkeypatch.setattr(Trainings, "group", group)
-  early = {(DENSE, 3), ("rastp, 1/2", 2)}
-  weights_at = lambda self, row: [0.5 if (row.name, seed) in early else 1.0 for seed in self.seeds]
-  monkeypatch.setattr(Trainings, "weights_at", weights_at)
   rows = choose(["recent", "rastp"], ROWS)
   costs = {DENSE: 1.0, "recent, 1/2": 0.7, "rastp, 1/2": 0.7}
   runs = {run["name"]: run for run in training.merge([], training.collect(trainings, rows, costs, {}))}
@@ -207,7 +213,7 @@ def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
   ranks = {}
   for one, length, samples in ((dense, 16, 160), (row, 16, 160), (dense, 5, 50), (dense, 8, 80)):
     ranks[one.name, length] = rng.integers(0, 20, 200)
-    made = make_result("x", ranks[one.name, length], step=10, training_samples=samples, device_kind="cpu")
+    made = make_result("x", ranks[one.name, length], step=10, steps=10, training_samples=samples, device_kind="cpu")
     workdir = dataclasses.replace(trainings, length=f"{length} epochs").workdir(one, 1)
     workdir.path.mkdir(parents=True)
     files.write_json(workdir.summary, {"steps": 10, "samples": samples, "seconds": 1.0})
@@ -230,18 +236,9 @@ def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
   assert all("equal_time" not in run for run in found(0.35, 0.4))
 
 
-def test_last_weights_are_told_from_earlier_ones(tmp_path):
-  """A run answers with the weights that validation liked best; the laboratory's own runs look at the end alone."""
-  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "2 epochs", (1, 2), str(tmp_path))
-  row = ROWS["recent, 1/2"]
-  for seed, step in ((1, 10), (2, 5)):
-    workdir = trainings.workdir(row, seed)
-    workdir.path.mkdir(parents=True)
-    files.write_json(workdir.summary, {"steps": 10})
-    made = make_result("x", [0, 1, 2, 3], step=step, split="validation")
-    results.save(workdir.evaluation("validation"), made.metrics, made.ranks)
-  assert trainings.weights_at(row) == [1.0, 0.5]
-  assert "'--config.train.eval_every=2 epochs'" in trainings.commands(row)[0].text
+def test_runs_look_at_their_last_weights_alone(tmp_path):
+  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "2 epochs", (1,), str(tmp_path))
+  assert "'--config.train.eval_every=2 epochs'" in trainings.commands(ROWS["recent, 1/2"])[0].text
 
 
 def test_rows_that_are_taught_name_the_dense_run(tmp_path):

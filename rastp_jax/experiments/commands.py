@@ -45,16 +45,9 @@ def run_command(command: RunCommand) -> None:
   Raises:
     InputError: it failed; the sentence has the last line that the process wrote, and how to go on.
   """
-  process = subprocess.Popen([sys.executable, "-m", *command.arguments], stderr=subprocess.PIPE, text=True)
-  assert process.stderr is not None  # a pipe
-  last = ""
-  with _ending_with_us([process]):
-    for line in process.stderr:
-      sys.stderr.write(line)
-      last = line.strip() or last
-    process.wait()
-  process.stderr.close()
-  _check(command, process.returncode, last)
+  running: list[subprocess.Popen] = []
+  with _ending_with_us(running):
+    _run(command, running, titled=False)
 
 
 def run_all(chains: Sequence[Sequence[RunCommand]], at_once: int = 1) -> None:
@@ -66,12 +59,6 @@ def run_all(chains: Sequence[Sequence[RunCommand]], at_once: int = 1) -> None:
   Raises:
     InputError: as `run_command`, of the first command that failed.
   """
-  if at_once == 1:
-    for command in (command for chain in chains for command in chain):
-      print(f"== {command.progress}", flush=True)
-      if not command.finished:
-        run_command(command)
-    return
   running: list[subprocess.Popen] = []
   failed: list[RunCommand] = []
 
@@ -80,30 +67,38 @@ def run_all(chains: Sequence[Sequence[RunCommand]], at_once: int = 1) -> None:
       if failed:
         return
       print(f"== {command.progress}", flush=True)
-      if not command.finished:
-        try:
-          beside(command)
-        except InputError:
-          failed.append(command)
-          raise
-
-  def beside(command: RunCommand) -> None:
-    arguments = [sys.executable, "-m", *command.arguments]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    running.append(process)
-    assert process.stdout is not None  # a pipe
-    last = ""
-    for line in process.stdout:
-      print(f"{command.title}: {line}", end="", flush=True)
-      last = line.strip() or last
-    process.wait()
-    running.remove(process)
-    process.stdout.close()
-    _check(command, process.returncode, last)
+      try:
+        if not command.finished:
+          _run(command, running, titled=at_once > 1)
+      except InputError:
+        failed.append(command)
+        raise
 
   with _ending_with_us(running), concurrent.futures.ThreadPoolExecutor(at_once) as pool:
     for future in [pool.submit(run, chain) for chain in chains]:
       future.result()
+
+
+def _run(command: RunCommand, running: list[subprocess.Popen], *, titled: bool) -> None:
+  """Runs a command, which is among `running` meanwhile; with its title before each line, or as it comes."""
+  arguments, pipe = [sys.executable, "-m", *command.arguments], subprocess.PIPE
+  stdout, stderr = (pipe, subprocess.STDOUT) if titled else (None, pipe)
+  with subprocess.Popen(arguments, stdout=stdout, stderr=stderr, text=True) as process:
+    running.append(process)
+    last = ""
+    for line in process.stdout or process.stderr or ():
+      if titled:
+        print(f"{command.title}: {line}", end="", flush=True)
+      else:
+        sys.stderr.write(line)
+      last = line.strip() or last
+  running.remove(process)
+  if process.returncode < 0:
+    raise InputError(f"{command.title} was stopped by {signal.Signals(-process.returncode).name}: {_go_on()}.")
+  if process.returncode:
+    reason = last.removeprefix("error: ").rstrip(".")
+    way = f"put that right, then {_go_on()}"
+    raise InputError(f"{command.title} failed with exit code {process.returncode} ({reason}): {way}.")
 
 
 @contextlib.contextmanager
@@ -123,14 +118,6 @@ def _ending_with_us(processes: Sequence[subprocess.Popen]) -> Iterator[None]:
     raise InputError(f"Interrupted: {_go_on()}.") from None
   finally:
     signal.signal(signal.SIGTERM, before)
-
-
-def _check(command: RunCommand, code: int, last: str) -> None:
-  if code < 0:
-    raise InputError(f"{command.title} was stopped by {signal.Signals(-code).name}: {_go_on()}.")
-  if code:
-    reason = last.removeprefix("error: ").rstrip(".")
-    raise InputError(f"{command.title} failed with exit code {code} ({reason}): put that right, then {_go_on()}.")
 
 
 def _go_on() -> str:

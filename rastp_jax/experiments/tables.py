@@ -10,7 +10,6 @@ from rastp_jax import config as config_lib
 from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.lab import page
 from rastp_jax.experiments.lab.rows import DENSE
-from rastp_jax.experiments.lab.training import comparison
 from rastp_jax.experiments.results import CHECKOUT, RESULTS, read
 from rastp_jax.experiments.speed import tables as speed_tables
 from rastp_jax.reduction.methods import REDUCTIONS, describe
@@ -213,12 +212,9 @@ def quickstart() -> str:
 
 def laboratory() -> str:
   """The laboratory's trained rows, a table for each dataset and stage."""
-  runs = read("laboratory")["runs"]
   parts = []
-  for one in dict.fromkeys(map(comparison, runs)):
-    mine = [run for run in runs if comparison(run) == one]
-    if len(mine) > 1:
-      parts += [page.describe(mine) + ":", markdown(page.table(mine))]
+  for runs in page.comparisons(read("laboratory")["runs"]):
+    parts += [page.describe(runs) + ":", markdown(page.table(runs))]
   return "\n\n".join(parts)
 
 

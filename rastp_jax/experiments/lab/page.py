@@ -33,8 +33,7 @@ def make(stored: Mapping[str, Any]) -> Shown:
   """Plots and tables of a result file."""
   plots, tables, files = [], {}, {}
   runs = stored.get("runs", [])
-  for one in dict.fromkeys(comparison(run) for run in runs):
-    mine = [run for run in runs if comparison(run) == one]
+  for mine in comparisons(runs):
     first, name = mine[0], describe(mine)
     for key, measure in (
       ("encoder_flops_vs_dense", "encoder FLOPs"),
@@ -45,8 +44,7 @@ def make(stored: Mapping[str, Any]) -> Shown:
         svg = pareto(known, key, f"{measure} per sample, dense = 1")
         plots.append((f"{name}: quality against {measure}", svg, _PARETO))
         files[f"{first['dataset']}_{first['stage']}_{key.split('_')[1]}"] = svg
-    if len(mine) > 1:  # dense alone was trained for another length, to be compared at equal time
-      tables[name] = table(mine)
+    tables[name] = table(mine)
   if any("equal_time" in run for run in runs):
     tables["At equal training time"] = equal_time_table(runs)
   for name, screened in stored.get("screens", {}).items():
@@ -59,6 +57,12 @@ def make(stored: Mapping[str, Any]) -> Shown:
   for name, timed in stored.get("seconds", {}).items():
     tables[f"{name}: training steps timed in turns"] = cost_table(timed["rows"])
   return Shown(plots, tables, files)
+
+
+def comparisons(runs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+  """Runs that are compared with each other, together; dense alone, trained for the table at equal time, is left out."""
+  found = [[run for run in runs if comparison(run) == one] for one in dict.fromkeys(map(comparison, runs))]
+  return [together for together in found if len(together) > 1]
 
 
 def describe(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -157,9 +161,8 @@ def equal_time_table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
       ours, dense = found["ndcg@10_of_seeds"], found["dense_ndcg@10_of_seeds"]
       mean, base = sum(ours) / len(ours), sum(dense) / len(dense)
       interval = " to ".join(f"{found[f'difference_{end}'] / base:+.1%}" for end in ("low", "high"))
-      of_seeds = ", ".join(f"{one / other - 1:+.1%}" for one, other in zip(ours, dense, strict=True))
       cells = [run["dataset"], run["name"], run["length"], found["dense_length"], str(len(ours)), f"{mean:.4f}"]
-      rows.append([*cells, f"{base:.4f}", f"{mean / base - 1:+.1%}", interval, of_seeds])
+      rows.append([*cells, f"{base:.4f}", f"{mean / base - 1:+.1%}", interval, _of_seeds(found)])
   return rows
 
 

@@ -88,16 +88,6 @@ class Trainings:
     """How long this row was trained, by the directories that are there."""
     return [path.name.replace("_", " ") for path in sorted(self.workdir(row, 0).path.parent.parent.glob("*_*"))]
 
-  def weights_at(self, row: Row) -> list[float]:
-    """Of each of `seeds`: after which share of its training the weights were saved that were evaluated."""
-    found = []
-    for seed in self.seeds:
-      workdir = self.workdir(row, seed)
-      summary = workdir.read_summary() or {}
-      evaluated = evaluation_results.load(workdir.evaluation(self.split), str(workdir)).metrics
-      found.append(evaluated["step"] / summary["steps"])
-    return found
-
   def group(self, row: Row) -> Group:
     """The results of `seeds`, all finished."""
     workdirs = [self.workdir(row, seed) for seed in self.seeds]
@@ -147,10 +137,10 @@ def collect(
       **{name: group.mean(name) for name in METRICS},
       "deviation": {name: group.deviation(name) for name in METRICS},
       "ndcg@10_of_seeds": group.values("ndcg@10"),
-      "weights_at": mine.weights_at(row),
+      "weights_at": _weights_at(group),
       "dense_ndcg@10": base.mean("ndcg@10"),
       "dense_ndcg@10_of_seeds": base.values("ndcg@10"),
-      "dense_weights_at": mine.weights_at(dense),
+      "dense_weights_at": _weights_at(base),
       "ndcg@10_difference": found.value,
       "ndcg@10_difference_low": found.low,
       "ndcg@10_difference_high": found.high,
@@ -173,6 +163,11 @@ def collect(
   return runs
 
 
+def _weights_at(group: Group) -> list[float]:
+  """Of each seed: after which share of its training the weights were saved that were evaluated."""
+  return [step / steps for step, steps in zip(group.values("step"), group.values("steps"), strict=True)]
+
+
 def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[str, float]) -> dict[str, Any]:
   """The row beside a dense model that was trained as many seconds, on fewer samples, over the seeds that both have.
 
@@ -193,7 +188,9 @@ def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[
           "dense_length": length,
           "seeds": list(seeds),
           "ndcg@10_of_seeds": group.values("ndcg@10"),
+          "weights_at": _weights_at(group),
           "dense_ndcg@10_of_seeds": base.values("ndcg@10"),
+          "dense_weights_at": _weights_at(base),
           "difference": found.value,
           "difference_low": found.low,
           "difference_high": found.high,
