@@ -10,6 +10,7 @@ from flax import nnx
 
 from rastp_jax.batches.batches import what_is_read, with_codes
 from rastp_jax.config import EvalConfig
+from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.evaluation.user_ranks import UserRanks
 from rastp_jax.experiments.tiny import make_config, make_data
@@ -48,6 +49,16 @@ def make_batch(saved, rows=6):
   return batch, jax.tree.map(jnp.asarray, with_codes(batch, what_is_read(saved.semantic_ids, saved.config.model)))
 
 
+def first_of_newest(saved, memory):
+  """Where the first token of each row's newest item is, of the tokens that were kept."""
+  found, places = [], np.broadcast_to(memory.positions, memory.mask.shape)
+  length = saved.model.layout.item_length
+  for mask, row in zip(np.asarray(memory.mask), places, strict=True):
+    kept = np.flatnonzero(mask)
+    found.append(min(place for place in kept if row[place] // length == row[kept[-1]] // length))
+  return found
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_probabilities_of_all_items(kind):
   saved, _ = with_scores(kind)
@@ -58,9 +69,8 @@ def test_scores_are_probabilities_of_all_items(kind):
   found = nnx.jit(lambda model, memory: model.item_log_probs(memory, codes))(model, memory)
   assert found.shape == (6, 50) and found.dtype == jnp.float32
   np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, rtol=1e-5)
-  if kind == "vectors":  # the state of the newest token that was kept: the last one, as positions rise
-    newest = np.asarray(memory.mask).sum(axis=1) - 1
-    state = np.asarray(memory.hidden)[np.arange(6), newest]
+  if kind == "vectors":  # the state of the newest item's first token, which the item's vector was added to
+    state = np.asarray(memory.hidden)[np.arange(6), first_of_newest(saved, memory)]
     scores = state @ np.asarray(model.item_embedding[...]).T
   else:  # a level's query alone gives what all of them give together: none sees another
     scores = np.zeros((6, 50))
@@ -82,6 +92,57 @@ def test_scores_are_probabilities_of_all_items(kind):
     np.testing.assert_allclose(parts["loss_items"], -wanted[real].mean(), rtol=1e-4)
 
 
+def with_repeats():
+  """A model whose scores know which items are in the history, and the same without."""
+  saved, _ = with_scores("vectors")
+  config = dataclasses.replace(saved.config, model=dataclasses.replace(saved.config.model, item_repeats=True))
+  ids = saved.semantic_ids
+  model = make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0))
+  return saved, model
+
+
+item_logits = nnx.jit(lambda model, history: model._item_logits(model.encode(history)))
+
+
+def test_items_of_the_history_get_one_learned_number_more():
+  """Once, however often an item comes, whatever a reduction has left of it; padding gets nothing."""
+  saved, model = with_repeats()
+  rows, batch = make_batch(saved)
+  history = np.asarray(batch["history"]).copy()
+  history[1] = history[1, :1]  # one item, five times
+  items, history = history[..., -1], jnp.asarray(history)
+  plain = np.asarray(item_logits(saved.model, history))
+  np.testing.assert_array_equal(plain, item_logits(model, history))  # nothing is known at first
+  model.repeat_score[...] = jnp.asarray(-3.0 / model.config.d_model**0.5)
+  found = np.asarray(item_logits(model, history))
+  taken = np.zeros(plain.shape, bool)
+  for row, its in enumerate(items):
+    taken[row, its[its >= 0]] = True
+  assert taken.sum(axis=1).tolist()[:2] == [len(set(rows["history"][0, :2])), 1]
+  np.testing.assert_allclose(found - plain, np.where(taken, -3.0, 0.0), atol=1e-5)
+
+
+def test_the_number_is_learned_from_what_users_take():
+  """Its gradient is the probability that the history's items have, less how often one of them is the target."""
+  saved, model = with_repeats()
+  rows, batch = make_batch(saved)
+  table = jnp.asarray(what_is_read(saved.semantic_ids, saved.config.model))
+  probabilities = np.exp(jax.nn.log_softmax(item_logits(model, batch["history"])))
+  slope = nnx.jit(nnx.grad(lambda model, batch: model.loss(batch)[0]))
+  taken = [set(items[items >= 0]) for items in rows["history"]]
+  never = [next(item for item in range(50) if item not in items) for items in taken]
+  for targets, again in ((rows["history"][:, 1], 1), (np.asarray(never), 0)):
+    target = jnp.where(batch["weight"][:, None] > 0, table[targets], 0)
+    given = [probabilities[row, list(taken[row])].sum() - again for row in range(len(targets)) if rows["weight"][row]]
+    found = slope(model, batch | {"target": target})["repeat_score"][...]
+    np.testing.assert_allclose(found, model.config.d_model**0.5 * np.mean(given), rtol=1e-4)
+
+
+def test_repeats_need_vectors():
+  with pytest.raises(InputError, match="item_repeats=True adds to scores by vectors of items, which model.item_sc"):
+    make_config(model__item_repeats=True)
+
+
 def test_scores_by_vectors_are_not_rounded_to_bfloat16():
   saved, _ = with_scores("vectors")
   config = dataclasses.replace(saved.config, model=dataclasses.replace(saved.config.model, dtype="bfloat16"))
@@ -89,7 +150,7 @@ def test_scores_by_vectors_are_not_rounded_to_bfloat16():
   model = make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0))
   _, batch = make_batch(saved)
   memory = model.encode(batch["history"])
-  newest = np.asarray(memory.mask).sum(axis=1) - 1
+  newest = first_of_newest(saved, memory)
   wide = lambda x: np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32))
   scores = wide(memory.hidden)[np.arange(6), newest] @ wide(model.item_embedding[...]).T
   np.testing.assert_allclose(model._item_logits(memory), scores, rtol=1e-5, atol=1e-6)

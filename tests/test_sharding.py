@@ -119,7 +119,7 @@ def test_weights_and_moments_are_where_the_table_says(run_on):
 
 def test_every_weight_has_a_line_in_the_table():
   mesh = sharding.make_mesh(MeshConfig(fsdp=2, tensor=2))
-  more = [{"model__item_scores": name} for name in ("set", "vectors")]
+  more = [{"model__item_scores": "set"}, {"model__item_scores": "vectors", "model__item_repeats": True}]
   for changes in ({}, {"model__separator": False}, {"model__mlp_hidden_layers": 2}, *more):
     _, params = step.abstract_model(make_config(**changes), make_data()[1], mesh)
     assert all(leaf.sharding.mesh.shape == mesh.shape for leaf in jax.tree.leaves(params))

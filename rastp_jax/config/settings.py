@@ -250,8 +250,13 @@ class ModelConfig(Section):
     "none",
     "a second way to answer, which scores all items at once: set (all levels at once, from a learned query each), or "
     "vectors (one of each item beside its codes, read with the history and compared with what the encoder makes of "
-    "its newest token; they begin as what users take together, and memory grows with the catalogue)",
+    "the newest item's first token; they begin as what users take together, and memory grows with the catalogue)",
     choices=("none", "set", "vectors"),
+  )
+  item_repeats: bool = setting(
+    False,
+    "vectors: learn how much likelier or less likely an item of the history is than its score says, one number; the "
+    "model then knows whether users take items again",
   )
   item_ages: int = setting(
     0,
@@ -274,6 +279,13 @@ class ModelConfig(Section):
     "instructions for its products (AMX), else float32; config.json records which",
     choices=("float32", "bfloat16", "auto"),
   )
+
+  def check(self, config: "Config") -> None:
+    if self.item_repeats and self.item_scores != "vectors":
+      raise InputError(
+        f"config.model.item_repeats=True adds to scores by vectors of items, which model.item_scores="
+        f"{self.item_scores!r} does not have: set model.item_scores to 'vectors', or item_repeats to False."
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,8 @@ class EncoderDecoder(nnx.Module):
       if not num_items:
         raise ValueError("a model with vectors of items needs num_items")
       self.item_embedding = normal(num_items, d)
+    if config.item_repeats:
+      self.repeat_score = nnx.Param(jnp.zeros(()))
     if config.item_scores == "set":
       self.level_queries = normal(len(widths), d)
     if config.item_ages:
@@ -110,6 +112,7 @@ class EncoderDecoder(nnx.Module):
       mask=jnp.repeat(history[:, :, 0] >= 0, self.layout.item_length, axis=1),
       positions=jnp.arange(length, dtype=jnp.int32)[None],  # before any stage all rows have the same places
       row_hash=_row_hash(history),
+      items=history[..., -1] if self.config.item_repeats else None,
     )
 
   def _embed_ages(self, items: Bool[Array, "B N"]) -> Float[Array, "B N D"]:
@@ -216,16 +219,25 @@ class EncoderDecoder(nnx.Module):
     return self.logits(self.decode(self.encode(history, key=encoder_key), target, key=decoder_key))
 
   def _item_logits(self, encoded: Tokens) -> Float[Array, "B I"]:
-    """All items' scores by what the encoder makes of the newest token, float32.
+    """All items' scores by what the encoder makes of the newest item's first token, float32.
 
-    As in SASRec (arXiv 1808.09781), what is compared with the items' vectors began as one of them: an item that was
-    hardly ever a target is found by its neighbours in histories. The decoder's first state, which has no such path,
-    leaves these items out (docs/results.md).
+    As in SASRec (arXiv 1808.09781), what is compared with the items' vectors began as one of them (`embed_history`): an
+    item that was hardly ever a target is found by its neighbours in histories. The decoder's first state, which has no
+    such path, leaves these items out (docs/results.md). With `config.item_repeats` items of the history get a learned
+    number more, so that what is compared need not say both what is alike and what comes again (repeat consumption, as
+    in RepeatNet, arXiv 1812.02646, with one number in place of a decoder).
     """
     places = jnp.broadcast_to(encoded.positions, encoded.mask.shape)
-    newest = jnp.argmax(jnp.where(encoded.mask, places, -1), axis=1)
+    first = self.layout.item_length * (self.layout.items(places) + 1) - self.layout.levels(places)
+    newest = jnp.argmax(jnp.where(encoded.mask, first, -1), axis=1)
     state = jnp.take_along_axis(encoded.hidden, newest[:, None, None], axis=1)[:, 0]
-    return products.matmul_transposed(state, self.item_embedding[...].astype(state.dtype))
+    logits = products.matmul_transposed(state, self.item_embedding[...].astype(state.dtype))
+    if encoded.items is None:
+      return logits
+    among = jnp.zeros(logits.shape[1], bool)
+    taken = jax.vmap(lambda items: among.at[jnp.where(items < 0, len(among), items)].set(True, mode="drop"))
+    # Adam moves a product of D numbers far more in a step than one number: so this one counts more than once.
+    return logits + self.config.d_model**0.5 * self.repeat_score[...] * taken(encoded.items)
 
   def _set_logits(self, encoded: Tokens, drop: Dropout) -> list[Float[Array, "B V"]]:
     """One float32 array per level, from the level's own query; no level knows of another (SETRec, arXiv 2502.10833)."""

@@ -40,7 +40,7 @@ TABLE = (
   (r"layers/\d+/kernel", PartitionSpec("tensor", "fsdp")),  # (F, F) and (F, D)
   (r"reducers/.*", PartitionSpec()),  # what a learned reduction owns: small
   (
-    r"scale|bias|bos|separator|level_queries|age_embedding|table|key",
+    r"scale|bias|bos|separator|level_queries|age_embedding|repeat_score|table|key",
     PartitionSpec(),
   ),  # norms, vectors, relative positions: too small to split
 )
