@@ -9,6 +9,7 @@ rastp       RASTP where the CPU's model has room for it: half of the tokens afte
 items       after the first block one token per item, the sum of its tokens
 best        what validation users liked best (docs/results.md): one token per item before the first block, and a vector
             of each item, with which all items are scored as well
+repeats     after best: it learns whether users take items again, a number in the scores of the history's items
 """
 
 from rastp_jax import config as config_lib
@@ -104,4 +105,8 @@ def best(config):
   config.train.length = "40 epochs"
 
 
-VARIANTS = {"cpu": cpu, "reference": reference, "dense": dense, "rastp": rastp, "items": items, "best": best}
+def repeats(config):
+  config.model.item_repeats = True
+
+
+VARIANTS = {one.__name__: one for one in (cpu, reference, dense, rastp, items, best, repeats)}

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", ["beauty", "sports", "toys", "own", "tiny"])
-@pytest.mark.parametrize("variants", ["", "cpu", "reference", "dense", "cpu,dense", "cpu,best"])
+@pytest.mark.parametrize("variants", ["", "cpu", "reference", "dense", "cpu,dense", "cpu,best", "cpu,best,repeats"])
 def test_config_files_are_sound(name, variants):
   get_config = importlib.import_module(f"configs.{name}").get_config
   config = config_lib.from_dict(get_config(variants))

@@ -63,6 +63,9 @@ def test_a_row_is_the_mean_over_seeds(trained, monkeypatch):
   text = quality.table([row])
   assert text[1][:5] == ["toys", "cpu,best", "beams_10", "2", ""]
   assert text[1][6] == f"0.5000 ± {row['deviation']['recall@10']:.4f}" and text[1][-2:] == ["2", "cpu"]
+  histories = {(True, False): "left out", (True, True): "left out", (False, True): "learned", (False, False): ""}
+  for (left_out, repeats), said in histories.items():
+    assert quality.table([row | {"exclude_history": left_out, "item_repeats": repeats}])[1][4] == said
   assert ["toys", "published TIGER"] in [cells[:2] for cells in text]
 
 

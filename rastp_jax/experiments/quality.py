@@ -25,7 +25,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Directory for the prepared 
 _RUNS_DIR = flags.DEFINE_string("runs_dir", "runs/quality", "Directory for the runs.")
 _OUTPUT = flags.DEFINE_string("output", "docs/results/quality.json", "JSON file for the table; earlier rows are kept.")
 _DATASETS = flags.DEFINE_list("datasets", ["beauty", "sports", "toys"], "In this order.")
-_MODELS = flags.DEFINE_list("models", ["best"], f"Of {', '.join(MODELS)}.")
+_MODELS = flags.DEFINE_list("models", ["best", "repeats"], f"Of {', '.join(MODELS)}.")
 _SEEDS = flags.DEFINE_list("seeds", ["999"], "Of every model.")
 _LENGTH = flags.DEFINE_string("length", "", 'Of each training, like "6 epochs", in place of the config\'s own.')
 _AT_ONCE = flags.DEFINE_integer("at_once", 1, AT_ONCE, lower_bound=1)

@@ -18,7 +18,8 @@ from rastp_jax.training import runs
 from rastp_jax.training.workdir import Workdir
 
 METRICS = published_results.METRICS
-MODELS = {"best": "cpu,best", "dense": "cpu,best,dense", "plain": "cpu,items"}  # name -> variants of the config
+# Name -> variants of the config.
+MODELS = {"best": "cpu,best", "repeats": "cpu,best,repeats", "dense": "cpu,best,dense", "plain": "cpu,items"}
 ITEM_SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 COUNTS_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 CHOSEN_BY = "ndcg@10"
@@ -160,6 +161,7 @@ def rows_of(trained: Trained, outputs: Mapping[str, Sequence[pathlib.Path]], com
         "counts_share": settings["counts"]["share"],
         "fused": settings["counts"]["share"] > 0,
         "exclude_history": settings["eval"]["exclude_history"],
+        "item_repeats": settings["model"].get("item_repeats", False),  # runs of earlier versions do not say
         "users": len(group.results[0].ranks),
         "devices": group.devices,
         "checkpoint_users": settings["train"]["eval_users"],
@@ -178,13 +180,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   for dataset in dict.fromkeys(row["dataset"] for row in rows):
     for row in (row for row in rows if row["dataset"] == dataset):
       model = row["config"].rpartition(":")[2] if row["model"] == "sid" else row["model"]
-      left_out = "left out" if row["exclude_history"] else ""
+      history = "left out" if row["exclude_history"] else "learned" if row.get("item_repeats") else ""
       deviation = {metric: value for metric, value in row.get("deviation", {}).items() if value is not None}
       plus_minus = {metric: f" ± {value:.4f}" for metric, value in deviation.items()}
       metrics = [f"{row[metric]:.4f}{plus_minus.get(metric, '')}" for metric in METRICS]
       minutes, devices = f"{row['training_minutes']:.0f}", " and ".join(row.get("devices", ()))
       cells.append(
-        [dataset, model, row.get("answers", ""), f"{len(row['seeds'])}", left_out, *metrics, minutes, devices]
+        [dataset, model, row.get("answers", ""), f"{len(row['seeds'])}", history, *metrics, minutes, devices]
       )
     for method, values in published_results.RESULTS[dataset].items():
       cells.append([dataset, f"published {method}", "", "", "", *(f"{value:.4f}" for value in values), "", ""])
