@@ -9,7 +9,7 @@ rastp       RASTP where the CPU's model has room for it: half of the tokens afte
 items       after the first block one token per item, the sum of its tokens
 best        what validation users liked best (docs/results.md): one token per item before the first block, and a vector
             of each item, with which all items are scored as well
-repeats     after best: it learns whether users take items again, a number in the scores of the history's items
+repeats     with best: it learns whether users take items again, a number in the scores of the history's items
 """
 
 from rastp_jax import config as config_lib

@@ -27,12 +27,12 @@ from tests.helpers.training import run, setup_of
 KINDS = ("set", "vectors")
 
 
-def with_scores(kind: str, share: float = 0.5):
+def with_scores(kind: str, share: float = 0.5, repeats: bool = False):
   """A small random model that scores all items, as if loaded from a workdir."""
   saved, items = make_saved()
   config = dataclasses.replace(
     saved.config,
-    model=dataclasses.replace(saved.config.model, item_scores=kind),
+    model=dataclasses.replace(saved.config.model, item_scores=kind, item_repeats=repeats),
     eval=EvalConfig(batch_size=8, beam_width=12, item_share=share),
   )
   ids = saved.semantic_ids
@@ -92,21 +92,12 @@ def test_scores_are_probabilities_of_all_items(kind):
     np.testing.assert_allclose(parts["loss_items"], -wanted[real].mean(), rtol=1e-4)
 
 
-def with_repeats():
-  """A model whose scores know which items are in the history, and the same without."""
-  saved, _ = with_scores("vectors")
-  config = dataclasses.replace(saved.config, model=dataclasses.replace(saved.config.model, item_repeats=True))
-  ids = saved.semantic_ids
-  model = make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0))
-  return saved, model
-
-
 item_logits = nnx.jit(lambda model, history: model._item_logits(model.encode(history)))
 
 
 def test_items_of_the_history_get_one_learned_number_more():
   """Once, however often an item comes, whatever a reduction has left of it; padding gets nothing."""
-  saved, model = with_repeats()
+  saved, model = with_scores("vectors")[0], with_scores("vectors", repeats=True)[0].model
   rows, batch = make_batch(saved)
   history = np.asarray(batch["history"]).copy()
   history[1] = history[1, :1]  # one item, five times
@@ -124,7 +115,8 @@ def test_items_of_the_history_get_one_learned_number_more():
 
 def test_the_number_is_learned_from_what_users_take():
   """Its gradient is the probability that the history's items have, less how often one of them is the target."""
-  saved, model = with_repeats()
+  saved, _ = with_scores("vectors", repeats=True)
+  model = saved.model
   rows, batch = make_batch(saved)
   table = jnp.asarray(what_is_read(saved.semantic_ids, saved.config.model))
   probabilities = np.exp(jax.nn.log_softmax(item_logits(model, batch["history"])))
@@ -197,7 +189,9 @@ def test_a_run_trains_them_and_resumes(kind, tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_evaluation_recommendation_and_export_agree(share, tmp_path):
-  saved, items = with_scores("vectors", share)
+  saved, items = with_scores("vectors", share, repeats=share == 0.5)
+  if share == 0.5:
+    saved.model.repeat_score[...] = jnp.asarray(-1.0)
   ranks = UserRanks(saved.histories.num_users, saved.histories.num_items)
   Evaluator(saved.config, saved.histories, saved.semantic_ids, saved.mesh).evaluate(saved.model, "test", ranks=ranks)
   starts, ends = saved.histories.spans("test")

@@ -40,6 +40,16 @@ def test_every_method_is_a_row_and_every_row_is_sound():
     )
 
 
+def test_a_row_tells_places_as_its_method_needs_them_whatever_the_config_says():
+  makes_items = ("item_sum", "item_mean", "super_tokens", "item_sum+recent")
+  keeps_tokens = ("none", "rastp", "recent", "random", "no_collision_code", "coarse_first", "average")
+  for positions in ("item", "original"):
+    config = make_config(model__encoder_blocks=2, reduction__positions=positions)
+    for methods, wanted in ((makes_items, "item"), (keeps_tokens, "original")):
+      rows = [row for row in ROWS.values() if row.method in methods]
+      assert {row.apply(config).reduction.positions for row in rows} == {wanted}
+
+
 def test_rows_are_chosen_by_name_or_method():
   names = lambda wanted: [row.name for row in choose(wanted, ROWS)]
   assert names([]) == list(ROWS)

@@ -4,12 +4,13 @@ python -m rastp_jax.experiment tables
 """
 
 import re
+import statistics
 from typing import Any
 
 from rastp_jax import config as config_lib
 from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.lab import page
-from rastp_jax.experiments.lab.rows import DENSE
+from rastp_jax.experiments.lab.rows import DENSE, all_rows
 from rastp_jax.experiments.results import CHECKOUT, RESULTS, read
 from rastp_jax.experiments.speed import tables as speed_tables
 from rastp_jax.reduction.methods import REDUCTIONS, describe
@@ -223,6 +224,26 @@ def equal_time() -> str:
   return markdown(page.equal_time_table(read("laboratory")["runs"]))
 
 
+def last_weights() -> str:
+  """Rows of the laboratory whose last weights were evaluated, seed by seed beside dense, without ranks of users."""
+  names = {row.directory: row.name for row in all_rows().values()}
+  runs: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+  for run in read("last_weights_h200")["rows"]:
+    if run["length"] == "16 epochs":
+      runs.setdefault(run["dataset"], {}).setdefault(names[run["row"]], {})[run["seed"]] = run
+  rows = [["", "", "recall@10", "NDCG@10", "NDCG@10 to dense", "of each seed"]]
+  for dataset, found in runs.items():
+    mean = {name: statistics.fmean(run["ndcg@10"] for run in seeds.values()) for name, seeds in found.items()}
+    for name, seeds in sorted(found.items(), key=lambda row: -mean[row[0]]):
+      assert seeds.keys() == found[DENSE].keys()
+      values = [[run[metric] for run in seeds.values()] for metric in ("recall@10", "ndcg@10")]
+      cells = [f"{statistics.fmean(of):.4f} ± {statistics.stdev(of):.4f}" for of in values]
+      each = [run["ndcg@10"] / found[DENSE][seed]["ndcg@10"] - 1 for seed, run in seeds.items()]
+      beside = [f"{mean[name] / mean[DENSE] - 1:+.1%}", ", ".join(f"{difference:+.1%}" for difference in each)]
+      rows.append([dataset, name, *cells, *(["", ""] if name == DENSE else beside)])
+  return markdown(rows)
+
+
 def screen() -> str:
   """What methods do to a trained dense model, a table for each config."""
   parts = []
@@ -290,6 +311,7 @@ TABLES = {
     quickstart,
     laboratory,
     equal_time,
+    last_weights,
     laboratory_cost,
     screen,
   )

@@ -234,10 +234,8 @@ class EncoderDecoder(nnx.Module):
     logits = products.matmul_transposed(state, self.item_embedding[...].astype(state.dtype))
     if encoded.items is None:
       return logits
-    among = jnp.zeros(logits.shape[1], bool)
-    taken = jax.vmap(lambda items: among.at[jnp.where(items < 0, len(among), items)].set(True, mode="drop"))
     # Adam moves a product of D numbers far more in a step than one number: so this one counts more than once.
-    return logits + self.config.d_model**0.5 * self.repeat_score[...] * taken(encoded.items)
+    return logits + self.config.d_model**0.5 * self.repeat_score[...] * _taken(encoded.items, logits.shape[1])
 
   def _set_logits(self, encoded: Tokens, drop: Dropout) -> list[Float[Array, "B V"]]:
     """One float32 array per level, from the level's own query; no level knows of another (SETRec, arXiv 2502.10833)."""
@@ -329,6 +327,12 @@ class EncoderDecoder(nnx.Module):
       caches.append(cache)
     logits = self.heads[level](self.decoder_norm(hidden)).astype(jnp.float32)
     return logits, DecodingState(state.shared, caches)
+
+
+def _taken(items: Int[Array, "B N"], num_items: int) -> Bool[Array, "B I"]:
+  """Which items of the catalogue each row of a history holds; padding is -1."""
+  nothing = jnp.zeros(num_items, bool)
+  return jax.vmap(lambda row: nothing.at[jnp.where(row < 0, num_items, row)].set(True, mode="drop"))(items)
 
 
 def _row_hash(history: Int[Array, "B N C"]) -> UInt[Array, "B"]:

@@ -50,7 +50,8 @@ class Tokens:
     size: (B, L) float32, how many tokens each one stands for. None before any merge: one each.
     note: (B, L) float32, what the method's `watch` has noted so far; None without one.
     row_hash: (B,) uint32, a hash of the row's history, for choices that must depend on nothing else; None: zeros.
-    items: (B, I) int32 rows of the history's items, -1 for padding; None where the model does not ask for them.
+    items: (B, M) int32, the history's items by their rows in the catalogue, -1 for padding; None where the model does
+      not ask for them.
   """
 
   hidden: Float[Array, "B L D"]
@@ -60,7 +61,7 @@ class Tokens:
   size: Float[Array, "B L"] | None = None
   note: Float[Array, "B L"] | None = None
   row_hash: UInt[Array, "B"] | None = None
-  items: Int[Array, "B I"] | None = None
+  items: Int[Array, "B M"] | None = None
 
   def replace(self, **changes: Any) -> "Tokens":
     return dataclasses.replace(self, **changes)
