@@ -1,12 +1,14 @@
 """Test settings: eight fake devices, no silent promotion of ranks or dtypes, shapes checked against signatures."""
 
 import atexit
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 
 from tests.helpers import compiling
 
@@ -80,9 +82,26 @@ def pytest_sessionfinish(session):
     pathlib.Path(path).write_text(json.dumps({"command": command, "quantities": differences}, indent=2) + "\n")
 
 
+def _made_once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+  """A directory that one of the processes that run the tests makes, for all of them."""
+  place = tmp_path_factory.getbasetemp()
+  place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
+  with place.with_suffix(".lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (place / "made").exists():
+      place.mkdir()
+      make(place)
+      (place / "made").touch()
+  return place
+
+
 @pytest.fixture(scope="session")
 def published_run(tmp_path_factory) -> pathlib.Path:
   """A workdir made from the published model's trained golden weights, on the generated dataset with golden codes."""
+  return _made_once(tmp_path_factory, "published", _publish) / "run"
+
+
+def _publish(place: pathlib.Path) -> None:
   import numpy as np
 
   from rastp_jax import config as config_lib
@@ -90,7 +109,6 @@ def published_run(tmp_path_factory) -> pathlib.Path:
   from rastp_jax.semantic_ids.codes import SemanticIds, semantic_ids_path
   from rastp_jax.training import import_torch_weights, runs
 
-  place = tmp_path_factory.mktemp("published")
   golden = np.load(pathlib.Path(__file__).parent / "golden" / "small_trained.npz")
   weights = {name.removeprefix("param/"): golden[name] for name in golden.files if name.startswith("param/")}
   np.savez(place / "weights.npz", **weights)
@@ -119,7 +137,6 @@ def published_run(tmp_path_factory) -> pathlib.Path:
     place / "run",
     "weights.npz",
   )
-  return place / "run"
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +144,4 @@ def reference(tmp_path_factory) -> pathlib.Path:
   """The workdir of an uninterrupted tiny run on one device (see `tests/helpers/training.py`)."""
   from tests.helpers.training import run
 
-  workdir = tmp_path_factory.mktemp("reference")
-  run(workdir)
-  return workdir
+  return _made_once(tmp_path_factory, "reference", lambda place: run(place / "run")) / "run"

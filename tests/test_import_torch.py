@@ -29,6 +29,11 @@ def weights(published_run):
   return dict(np.load(published_run.parent / "weights.npz"))
 
 
+@pytest.fixture(scope="module")
+def saved(published_run):
+  return runs.load_model(published_run)
+
+
 @pytest.mark.parametrize(("method", "prefix"), [("rastp", "prune/"), ("none", "noprune/")])
 def test_the_run_answers_like_the_published_model(published_run, method, prefix):
   golden = np.load(GOLDEN / "small_trained.npz")
@@ -47,8 +52,7 @@ def test_the_run_evaluates(published_run):
   assert json.loads(Workdir(published_run).imported.read_text())["weights"] == "weights.npz"
 
 
-def test_bucket_lengths_may_be_left_to_the_data(published_run, weights, tmp_path):
-  saved = runs.load_model(published_run)
+def test_bucket_lengths_may_be_left_to_the_data(saved, weights, tmp_path):
   config = config_lib.with_values(saved.config, [("data.bucket_lengths", ())])
   imported = tmp_path / "run"
   import_torch_weights.import_weights(config, saved.histories, saved.semantic_ids, weights, imported, "somewhere")
@@ -59,8 +63,7 @@ def test_bucket_lengths_may_be_left_to_the_data(published_run, weights, tmp_path
   jax.tree.map(np.testing.assert_array_equal, nnx.state(again.model), nnx.state(saved.model))
 
 
-def test_a_run_with_open_bucket_lengths_trains_on(published_run, weights, tmp_path):
-  saved = runs.load_model(published_run)
+def test_a_run_with_open_bucket_lengths_trains_on(saved, weights, tmp_path):
   changes = [("data.bucket_lengths", ()), ("data.num_buckets", 2), ("train.schedule", "constant")]
   changes += [("train.warmup", "1 steps")]
   config = config_lib.with_values(saved.config, [*changes, ("train.length", "2 steps"), ("train.batch_size", 16)])
@@ -101,8 +104,7 @@ def test_files_that_are_no_weights(weights, tmp_path):
     ({"decoder.decoder_mlp.0.weight": np.zeros((17, 32))}, r"'decoder.decoder_mlp.0.weight' has shape"),
   ],
 )
-def test_weights_of_another_model_leave_no_run(published_run, weights, change, sentence, tmp_path):
-  saved = runs.load_model(published_run)
+def test_weights_of_another_model_leave_no_run(saved, weights, change, sentence, tmp_path):
   changed = {name: value for name, value in (weights | change).items() if value is not None}
   with pytest.raises(InputError, match=sentence):
     import_torch_weights.import_weights(
@@ -115,8 +117,7 @@ def test_weights_of_another_model_leave_no_run(published_run, weights, change, s
   ("setting", "parameter"),
   [("model.item_ages", "age_embedding"), ("model.item_scores", "item_embedding"), ("reduction.method", "reducers/")],
 )
-def test_what_the_published_model_has_not_is_named(published_run, weights, setting, parameter):
-  saved = runs.load_model(published_run)
+def test_what_the_published_model_has_not_is_named(saved, weights, setting, parameter):
   value = {"model.item_ages": 4, "model.item_scores": "vectors", "reduction.method": "learned_score"}[setting]
   config = config_lib.with_values(saved.config, [(setting, value)])
   ids = saved.semantic_ids
@@ -125,8 +126,7 @@ def test_what_the_published_model_has_not_is_named(published_run, weights, setti
     load_published(model, weights)
 
 
-def test_a_run_is_never_overwritten(published_run, weights):
-  saved = runs.load_model(published_run)
+def test_a_run_is_never_overwritten(published_run, saved, weights):
   with pytest.raises(InputError, match="exists and is not empty"):
     import_torch_weights.import_weights(
       saved.config, saved.histories, saved.semantic_ids, weights, published_run, "somewhere"

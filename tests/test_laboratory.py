@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rastp_jax import config as config_lib
 from rastp_jax.config import Config
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
@@ -42,7 +43,7 @@ def test_every_method_is_a_row_and_every_row_is_sound():
 
 def test_a_row_tells_places_as_its_method_needs_them_whatever_the_config_says():
   makes_items = ("item_sum", "item_mean", "super_tokens", "item_sum+recent")
-  keeps_tokens = ("none", "rastp", "recent", "random", "no_collision_code", "coarse_first", "average")
+  keeps_tokens = ("rastp", "recent", "random", "no_collision_code", "coarse_first", "average")
   for positions in ("item", "original"):
     config = make_config(model__encoder_blocks=2, reduction__positions=positions)
     for methods, wanted in ((makes_items, "item"), (keeps_tokens, "original")):
@@ -140,7 +141,6 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   """From evaluated runs to rows of the JSON file: metrics, interval, costs, commands."""
   trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1, 2), str(tmp_path))
   rng = np.random.default_rng(0)
-  early = {(DENSE, 3), ("rastp, 1/2", 2)}
   seeds = {DENSE: (1, 2, 3), "recent, 1/2": (1, 2, 3), "recent, 1/4": (4,), "rastp, 1/2": (2, 3, 4)}
   monkeypatch.setattr(Trainings, "finished", lambda self, row: set(seeds.get(row.name, ())))
   evaluated = {
@@ -149,8 +149,6 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
         name,
         rng.integers(0, 20, 200),
         seed=seed,
-        step=5 if (name, seed) in early else 10,
-        steps=10,
         training_samples=1e6,
         device_kind=f"GPU {seed % 2}",
       )
@@ -182,12 +180,14 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   assert recent["encoder_flops_vs_dense"] == 0.7 and recent["training_seconds_vs_dense"] is None
   assert rastp["devices"] == ["GPU 0", "GPU 1"]
   assert recent["config"] == "configs/tiny.py" and recent["length"] == "1 epochs"
-  assert (rastp["weights_at"], rastp["dense_weights_at"]) == ([0.5, 1.0], [1.0, 0.5])
   assert rastp["ndcg@10_of_seeds"] == [np.mean(values("rastp, 1/2", seed)) for seed in (2, 3)]
   (table,) = page.make({"runs": list(runs.values())}).tables.values()
   of_seeds = {row[0]: row[table[0].index("of each seed")] for row in table}
-  assert of_seeds[DENSE] == "" and of_seeds["rastp, 1/2"].count("%*") == 2
-  assert [cell.endswith("*") for cell in of_seeds["recent, 1/2"].split(", ")] == [False, False, True]
+  of_seed = lambda seed: np.mean(values("rastp, 1/2", seed)) / np.mean(values(DENSE, seed)) - 1
+  assert of_seeds[DENSE] == "" and of_seeds["rastp, 1/2"] == f"{of_seed(2):+.1%}, {of_seed(3):+.1%}"
+  assert {run["interval_over"] for run in runs.values()} == {"users"} and not any(
+    "(seeds)" in cell for cell in table[-1]
+  )
   assert "--config.train.seed=1" in recent["commands"][0] and "--split=validation" in recent["commands"][1]
 
 
@@ -216,6 +216,59 @@ def test_seeds_are_collected_where_they_are_finished(tmp_path):
   assert trainings.finished(row) == {1, 3} and trainings.finished(ROWS[DENSE]) == set()
 
 
+def save_run(trainings, row, seed, ranks, samples=1e6):
+  """A finished run of a row as its commands leave it: the summary, and an evaluation, whose path is returned."""
+  workdir = trainings.workdir(row, seed)
+  workdir.path.mkdir(parents=True)
+  made = make_result("x", ranks, seed=seed, steps=7, training_samples=samples, device_kind="cpu")
+  made.metrics["config"].update(config_lib.to_dict(row.apply(Config())))
+  files.write_json(workdir.summary, {"steps": 7, "samples": samples, "seconds": 1.0})
+  path = workdir.evaluation(trainings.split)
+  results.save(path, made.metrics, made.ranks)
+  return path
+
+
+def test_where_ranks_were_not_kept_the_interval_is_over_seeds(tmp_path):
+  """One file without ranks is enough; a single seed has no such interval, and its ranks are asked for."""
+  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1, 2, 3), str(tmp_path))
+  row, dense = ROWS["recent, 1/2"], ROWS[DENSE]
+  for one in (row, dense):
+    for seed in trainings.seeds:
+      path = save_run(trainings, one, seed, np.arange(200) % (20 - seed))
+  results.ranks_path(path).unlink()
+  files.write_json(path, files.read_json(path, "") | {"ndcg@10": 0.3})
+  found = {run["name"]: run for run in training.collect(trainings, [dense, row], {}, {})}
+  mine = found[row.name]
+  ours, theirs = (np.asarray(mine[name]) for name in ("ndcg@10_of_seeds", "dense_ndcg@10_of_seeds"))
+  assert theirs[2] == 0.3 and mine["interval_over"] == "seeds"
+  margin = 4.302653 * np.std(ours - theirs, ddof=1) / np.sqrt(3)  # Student's t of two degrees of freedom
+  ends = [mine[f"ndcg@10_difference{end}"] for end in ("_low", "", "_high")]
+  np.testing.assert_allclose(ends, np.mean(ours - theirs) + np.array([-margin, 0, margin]), rtol=1e-6)
+  assert (found[DENSE]["ndcg@10_difference"], found[DENSE]["p"]) == (0.0, 1.0)
+  (table,) = page.make({"runs": training.merge([], list(found.values()))}).tables.values()
+  assert [cell.endswith("(seeds)") for line in table[1:] for cell in line].count(True) == 1
+  with pytest.raises(InputError, match="has no results yet .*eval_validation.npz"):
+    dataclasses.replace(trainings, seeds=(3,)).group(dense)
+
+
+def test_runs_that_are_not_what_a_row_says_are_refused(tmp_path):
+  """Settings of an earlier version, or weights from before the end of training."""
+  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1,), str(tmp_path))
+  row = ROWS["recent, 1/2"]
+  path = save_run(trainings, row, 1, np.arange(200) % 20)
+  assert trainings.group(row).results[0].metrics["step"] == 7
+  values = files.read_json(path, "")
+  files.write_json(path, values | {"step": 6})
+  with pytest.raises(InputError, match="seed_1 was evaluated at step 6 of 7, where the last weights"):
+    trainings.group(row)
+  values["config"]["reduction"]["positions"] = "item"
+  files.write_json(path, values)
+  with pytest.raises(
+    InputError, match="seed_1 was trained with reduction.positions=item, where the row 'recent, 1/2' has original"
+  ):
+    trainings.group(row)
+
+
 def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
   """A row is compared with dense of the length that its measured seconds allow, and of no other."""
   trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "confirm", "16 epochs", (1,), str(tmp_path))
@@ -223,11 +276,8 @@ def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
   ranks = {}
   for one, length, samples in ((dense, 16, 160), (row, 16, 160), (dense, 5, 50), (dense, 8, 80)):
     ranks[one.name, length] = rng.integers(0, 20, 200)
-    made = make_result("x", ranks[one.name, length], step=10, steps=10, training_samples=samples, device_kind="cpu")
-    workdir = dataclasses.replace(trainings, length=f"{length} epochs").workdir(one, 1)
-    workdir.path.mkdir(parents=True)
-    files.write_json(workdir.summary, {"steps": 10, "samples": samples, "seconds": 1.0})
-    results.save(workdir.evaluation("test"), made.metrics, made.ranks)
+    long = dataclasses.replace(trainings, length=f"{length} epochs")
+    save_run(long, one, 1, ranks[one.name, length], samples)
 
   def found(low, high):
     timed = {row.name: {"vs_dense": 0.3, "low": low, "high": high}}
@@ -300,7 +350,11 @@ def test_the_page_shows_everything_plots_first():
   assert "prefers-color-scheme:dark" in html and "width=device-width" in html
   for rows in shown.tables.values():
     assert len(rows) > 1 and all(len(row) == len(rows[0]) for row in rows)
-  assert set(shown.files) == {"beauty_train_flops", "inside"}
+  assert set(shown.files) == {"beauty_c_train_flops", "inside"}
+  stored["runs"] = [
+    run | {"config": config} for run in stored["runs"] for config in ("configs/beauty.py:cpu", "b.py:x,y")
+  ]
+  assert set(page.make(stored).files) == {"beauty_cpu_train_flops", "beauty_b_x_y_train_flops", "inside"}
   for svg in shown.files.values():
     xml.etree.ElementTree.fromstring(svg)
 

@@ -274,6 +274,8 @@ def test_bad_input_ends_in_one_sentence_and_leaves_the_output_alone(tmp_path, co
 
 def test_shards_go_on_only_with_the_same_recommendations(published_run, tmp_path, monkeypatch):
   monkeypatch.setattr(recommendation_files.Recommender, "stream", lambda self, histories, k, **_: answer_all(histories))
+  saved = recommendation_files.runs.load_model(published_run)
+  monkeypatch.setattr(recommendation_files.runs, "load_model", lambda *_: saved)  # once, not ten times
   (tmp_path / "in.jsonl").write_text("".join(f'{{"user": {user}, "history": ["1"]}}\n' for user in range(5)))
   output = tmp_path / "recs.jsonl.gz"
   write = lambda **changes: recommendation_files.recommend_to_file(

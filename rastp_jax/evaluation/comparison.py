@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.stats
 
 from rastp_jax import config as config_lib
 from rastp_jax.config import May
@@ -146,6 +147,24 @@ def paired_bootstrap(
   # Adding one to both counts keeps p above 0 (Davison & Hinkley 1997, eq. 4.11).
   tails = [(np.sum(means <= 0) + 1) / (resamples + 1), (np.sum(means >= 0) + 1) / (resamples + 1)]
   return Difference(metric, float(np.mean(second - first)), float(low), float(high), float(min(1.0, 2 * min(tails))))
+
+
+def paired_seeds(metric: str, first: Sequence[float], second: Sequence[float]) -> Difference:
+  """Student's t interval of the mean difference of seeds that were trained in both groups.
+
+  The interval is about the choice of training seeds, not about that of users.
+
+  Args:
+    metric: its name.
+    first: of each seed, at least two, the mean over users in one group.
+    second: in the other group, same seeds.
+  """
+  if first == second:
+    return Difference(metric, 0.0, 0.0, 0.0, 1.0)
+  tested = scipy.stats.ttest_rel(second, first)
+  low, high = tested.confidence_interval(CONFIDENCE)
+  value = statistics.fmean(second) - statistics.fmean(first)
+  return Difference(metric, value, float(low), float(high), float(tested.pvalue))
 
 
 def _users(result: Result) -> tuple[str, str]:

@@ -4,13 +4,12 @@ python -m rastp_jax.experiment tables
 """
 
 import re
-import statistics
 from typing import Any
 
 from rastp_jax import config as config_lib
 from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.lab import page
-from rastp_jax.experiments.lab.rows import DENSE, all_rows
+from rastp_jax.experiments.lab.rows import DENSE
 from rastp_jax.experiments.results import CHECKOUT, RESULTS, read
 from rastp_jax.experiments.speed import tables as speed_tables
 from rastp_jax.reduction.methods import REDUCTIONS, describe
@@ -147,7 +146,7 @@ def answer() -> str:
 
   From the laboratory's rows of the last stage there is ("confirm": test users, looked at once; before that, "train").
   """
-  beauty = [run for run in read("laboratory")["runs"] if run["dataset"] == "beauty"]
+  beauty = [run for run in read("laboratory")["runs"] if run["config"] == "configs/beauty.py:cpu"]
   confirmed = [run for run in beauty if run["stage"] == "confirm"]
   runs = {run["name"]: run for run in confirmed or beauty}
   dense = runs[DENSE]
@@ -170,7 +169,8 @@ def answer() -> str:
   note = (
     f"{dense['users']:,} users, their {dense['split']} items, full ranking, {dense['beams']:.0f} beams; "
     f"{dense['samples'] / 1e6:.1f} million training samples, {seeds}. *To dense*: relative difference of NDCG@10, its "
-    "interval over users. FLOPs and time: dense = 1, time from steps in turns in one process on a CPU core."
+    "interval over users, or over seeds where it says so. FLOPs and time: dense = 1, time from steps in turns in one "
+    "process on a CPU core."
   )
   return f"{markdown(rows)}\n\n{note}"
 
@@ -189,7 +189,8 @@ def _answer_cells(run: dict[str, Any]) -> list[str]:
     return [*shown, "", "", *costs]
   base = run["dense_ndcg@10"]
   low, high = (run[f"ndcg@10_difference_{end}"] / base for end in ("low", "high"))
-  return [*shown, f"{run['ndcg@10_difference'] / base:+.0%}", f"{low:+.0%} to {high:+.0%}", *costs]
+  interval = f"{low:+.0%} to {high:+.0%}{page.over_seeds(run)}"
+  return [*shown, f"{run['ndcg@10_difference'] / base:+.0%}", interval, *costs]
 
 
 def methods() -> str:
@@ -222,26 +223,6 @@ def laboratory() -> str:
 def equal_time() -> str:
   """Reductions beside a dense model that was trained as many seconds."""
   return markdown(page.equal_time_table(read("laboratory")["runs"]))
-
-
-def last_weights() -> str:
-  """Rows of the laboratory whose last weights were evaluated, seed by seed beside dense, without ranks of users."""
-  names = {row.directory: row.name for row in all_rows().values()}
-  runs: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
-  for run in read("last_weights_h200")["rows"]:
-    if run["length"] == "16 epochs":
-      runs.setdefault(run["dataset"], {}).setdefault(names[run["row"]], {})[run["seed"]] = run
-  rows = [["", "", "recall@10", "NDCG@10", "NDCG@10 to dense", "of each seed"]]
-  for dataset, found in runs.items():
-    mean = {name: statistics.fmean(run["ndcg@10"] for run in seeds.values()) for name, seeds in found.items()}
-    for name, seeds in sorted(found.items(), key=lambda row: -mean[row[0]]):
-      assert seeds.keys() == found[DENSE].keys()
-      values = [[run[metric] for run in seeds.values()] for metric in ("recall@10", "ndcg@10")]
-      cells = [f"{statistics.fmean(of):.4f} ± {statistics.stdev(of):.4f}" for of in values]
-      each = [run["ndcg@10"] / found[DENSE][seed]["ndcg@10"] - 1 for seed, run in seeds.items()]
-      beside = [f"{mean[name] / mean[DENSE] - 1:+.1%}", ", ".join(f"{difference:+.1%}" for difference in each)]
-      rows.append([dataset, name, *cells, *(["", ""] if name == DENSE else beside)])
-  return markdown(rows)
 
 
 def screen() -> str:
@@ -311,7 +292,6 @@ TABLES = {
     quickstart,
     laboratory,
     equal_time,
-    last_weights,
     laboratory_cost,
     screen,
   )

@@ -11,8 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rastp_jax.config import Config
-from rastp_jax.model.factory import make_model
-from rastp_jax.model.interface import GenerativeModel
+from rastp_jax.model import factory
 from rastp_jax.runtime import sharding, target
 from rastp_jax.semantic_ids.codes import SemanticIds
 
@@ -127,12 +126,14 @@ def from_saved(saved: Mapping[str, Any]) -> TrainState:
 
 def fresh_params(config: Config, semantic_ids: SemanticIds) -> Any:
   """The parameters that the config's seed gives, as a nested dict."""
-  return nnx.to_pure_dict(nnx.state(_fresh_model(config, semantic_ids), nnx.Param))
+  rngs = nnx.Rngs(config.train.seed)
+  model = factory.make_model(config, semantic_ids.widths, num_items=semantic_ids.num_items, rngs=rngs)
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def abstract_model(config: Config, semantic_ids: SemanticIds, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
   """The model without its numbers: (graph, parameters as `jax.ShapeDtypeStruct`s placed on the mesh)."""
-  graph, params = nnx.split(nnx.eval_shape(lambda: _fresh_model(config, semantic_ids)), nnx.Param)
+  graph, params = factory.abstract_model(config, semantic_ids.widths, semantic_ids.num_items)
   return graph, placed(nnx.to_pure_dict(params), mesh)
 
 
@@ -143,8 +144,3 @@ def placed(tree: Any, mesh: Mesh) -> Any:
     tree,
     sharding.placements(tree, mesh),
   )
-
-
-def _fresh_model(config: Config, semantic_ids: SemanticIds) -> GenerativeModel:
-  rngs = nnx.Rngs(config.train.seed)
-  return make_model(config, semantic_ids.widths, num_items=semantic_ids.num_items, rngs=rngs)

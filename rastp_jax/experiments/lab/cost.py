@@ -13,7 +13,7 @@ from rastp_jax.config import Config
 from rastp_jax.data.histories import Histories
 from rastp_jax.experiments.lab.rows import DENSE, Row
 from rastp_jax.experiments.speed.training_speed import TrainingSpeed
-from rastp_jax.model.factory import make_model
+from rastp_jax.model.factory import abstract_model
 from rastp_jax.runtime import sharding
 from rastp_jax.runtime.xla import written_flops
 from rastp_jax.semantic_ids.codes import SemanticIds
@@ -32,14 +32,7 @@ def encoder_flops(
   counts = {bucket.items: bucket.rows * bucket.batches for bucket in setup.batches.buckets if bucket.batches}
   totals = {}
   for row in rows:
-    changed = row.apply(config)
-    graph, params = nnx.split(
-      nnx.eval_shape(
-        lambda changed=changed: make_model(
-          changed, semantic_ids.widths, num_items=semantic_ids.num_items, rngs=nnx.Rngs(0)
-        )
-      )
-    )
+    graph, params = abstract_model(row.apply(config), semantic_ids.widths, semantic_ids.num_items)
 
     def encode(params, history, graph=graph):
       return nnx.merge(graph, params).encode(history).hidden

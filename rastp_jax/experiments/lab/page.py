@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def make(stored: Mapping[str, Any]) -> Shown:
       if len(known) > 2:
         svg = pareto(known, key, f"{measure} per sample, dense = 1")
         plots.append((f"{name}: quality against {measure}", svg, _PARETO))
-        files[f"{first['dataset']}_{first['stage']}_{key.split('_')[1]}"] = svg
+        files[f"{_file_name(first)}_{first['stage']}_{key.split('_')[1]}"] = svg
     tables[name] = table(mine)
   if any("equal_time" in run for run in runs):
     tables["At equal training time"] = equal_time_table(runs)
@@ -71,9 +72,16 @@ def describe(runs: Sequence[Mapping[str, Any]]) -> str:
   return f"{run['dataset']}, {run['config']}, {run['length']}, {run['users']:,} {run['split']} users"
 
 
+def _file_name(run: Mapping[str, Any]) -> str:
+  """Of a run's dataset and config: configs/beauty.py:cpu,best -> beauty_cpu_best."""
+  name = re.sub(r"\W+", "_", run["config"].rpartition("/")[2].replace(".py", ""))
+  return name if name.startswith(run["dataset"]) else f"{run['dataset']}_{name}"
+
+
 _PARETO = (
   "Up is better, left is cheaper; the dotted line is the dense model. Bars are 95 % intervals of the difference to "
-  "dense, paired over users. Names of points without a label appear under the mouse and in the tables."
+  "dense, paired over users, or over seeds where the table says so. Names of points without a label appear under the "
+  "mouse and in the tables."
 )
 _INSIDE = (
   "Budget 1/4 after the first block of a trained dense model. To the right: the kept tokens are the newest ones. Up: "
@@ -127,8 +135,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   for run in sorted(runs, key=lambda run: -run["ndcg@10"]):
     cost, p, base = run["encoder_flops_vs_dense"], run["p_holm"], run["dense_ndcg@10"]
     relative = lambda value, base=base: f"{value / base:+.1%}"
-    interval = lambda name, run=run, relative=relative: (
-      f"{relative(run[f'{name}_low'])} to {relative(run[f'{name}_high'])}"
+    interval = lambda name, over, run=run, relative=relative: (
+      f"{relative(run[f'{name}_low'])} to {relative(run[f'{name}_high'])}" + over_seeds(run, over)
     )
     dense, control = run["name"] == DENSE, run.get("control")
     rows.append(
@@ -139,11 +147,11 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         f"{run['recall@10']:.4f}",
         f"{run['ndcg@10']:.4f}",
         "" if dense else relative(run["ndcg@10_difference"]),
-        "" if dense else interval("ndcg@10_difference"),
+        "" if dense else interval("ndcg@10_difference", "interval_over"),
         "" if dense else _of_seeds(run),
         "" if p is None else f"{p:.3f}",
         "" if control is None else f"{relative(run['control_difference'])}",
-        "" if control is None else interval("control_difference"),
+        "" if control is None else interval("control_difference", "control_interval_over"),
         " and ".join(run.get("devices", ())),
       ]
     )
@@ -161,21 +169,23 @@ def equal_time_table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
       ours, dense = found["ndcg@10_of_seeds"], found["dense_ndcg@10_of_seeds"]
       mean, base = sum(ours) / len(ours), sum(dense) / len(dense)
       interval = " to ".join(f"{found[f'difference_{end}'] / base:+.1%}" for end in ("low", "high"))
+      interval += over_seeds(found)
       cells = [run["dataset"], run["name"], run["length"], found["dense_length"], str(len(ours)), f"{mean:.4f}"]
       rows.append([*cells, f"{base:.4f}", f"{mean / base - 1:+.1%}", interval, _of_seeds(found)])
   return rows
 
 
+def over_seeds(run: Mapping[str, Any], key: str = "interval_over") -> str:
+  """What follows an interval that is over seeds; most are over users."""
+  return " (seeds)" if run.get(key) == "seeds" else ""
+
+
 def _of_seeds(run: Mapping[str, Any]) -> str:
-  """Each seed's difference to dense; * where one of the two answered with weights from before the end of training."""
-  if "weights_at" not in run:  # rows of earlier versions
+  """Each seed's difference to dense."""
+  if "ndcg@10_of_seeds" not in run:  # rows of earlier versions
     return ""
-  cells = []
-  for mine, dense, *weights_at in zip(
-    run["ndcg@10_of_seeds"], run["dense_ndcg@10_of_seeds"], run["weights_at"], run["dense_weights_at"], strict=True
-  ):
-    cells.append(f"{mine / dense - 1:+.1%}{'*' if min(weights_at) < 1 else ''}")
-  return ", ".join(cells)
+  pairs = zip(run["ndcg@10_of_seeds"], run["dense_ndcg@10_of_seeds"], strict=True)
+  return ", ".join(f"{mine / dense - 1:+.1%}" for mine, dense in pairs)
 
 
 def screen_table(screened: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

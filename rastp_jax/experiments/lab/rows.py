@@ -121,8 +121,9 @@ def choose(wanted: Sequence[str], rows: Mapping[str, Row]) -> list[Row]:
 def _row(name: str, settings: Mapping[str, Any]) -> Row:
   method = settings["method"]
   counts_items = any(part.startswith("item_") or "tokens" in part for part in method.split("+"))
-  # Not the config's positions, which suit its own method.
-  full = {**settings, "positions": "item" if counts_items else "original"}
+  # Not the config's positions, which suit its own method. Where nothing is reduced they mean nothing.
+  positions = {} if method == "none" else {"positions": "item" if counts_items else "original"}
+  full = {**settings, **positions}
   fixed = REDUCTIONS[method.split("+")[-1]].tokens is not None
   budget = None if fixed or method == "none" else full["keep_ratio"][-1]
   return Row(name, method, budget, tuple(full.items()), name in TAUGHT)

@@ -17,7 +17,7 @@ from rastp_jax.batches.samplers import most_recent
 from rastp_jax.experiments.lab.oracles import ORACLES, likelihood
 from rastp_jax.experiments.lab.rows import BUDGETS, DENSE, Row, share
 from rastp_jax.model.encoder_decoder import EncoderDecoder
-from rastp_jax.model.factory import make_model
+from rastp_jax.model.factory import abstract_model
 from rastp_jax.reduction.survival import dropped_at
 from rastp_jax.reduction.tokens import Tokens
 from rastp_jax.runtime import sharding
@@ -90,7 +90,7 @@ class Screen:
     """Of every batch each user's NLL of the target, mask, the stage that dropped each token, and how many are left."""
     config = row.apply(self._saved.config)
     ids = self._saved.semantic_ids
-    graph, _ = nnx.split(make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0)))
+    graph, _ = abstract_model(config, ids.widths, ids.num_items)
     oracle = ORACLES.get(row.name.rpartition(", ")[0])
 
     @jax.jit

@@ -5,8 +5,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from rastp_jax import config as config_lib
+from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results as evaluation_results
-from rastp_jax.evaluation.comparison import Group, paired_bootstrap
+from rastp_jax.evaluation.comparison import Difference, Group, paired_bootstrap, paired_seeds
+from rastp_jax.evaluation.results import Result
 from rastp_jax.experiments.commands import RunCommand
 from rastp_jax.experiments.lab.rows import DENSE, Row
 from rastp_jax.training.workdir import Workdir
@@ -89,9 +94,30 @@ class Trainings:
     return [path.name.replace("_", " ") for path in sorted(self.workdir(row, 0).path.parent.parent.glob("*_*"))]
 
   def group(self, row: Row) -> Group:
-    """The results of `seeds`, all finished."""
-    workdirs = [self.workdir(row, seed) for seed in self.seeds]
-    return Group(row.name, tuple(evaluation_results.load(w.evaluation(self.split), str(w)) for w in workdirs))
+    """The results of `seeds`, all finished; several seeds need no ranks of users, only metrics.
+
+    Raises:
+      InputError: a workdir holds a run of other settings than the row's, or answered with weights from before its end.
+    """
+    return Group(row.name, tuple(self._result(row, seed) for seed in self.seeds))
+
+  def _result(self, row: Row, seed: int) -> Result:
+    workdir = self.workdir(row, seed)
+    path, name = workdir.evaluation(self.split), str(workdir)
+    if evaluation_results.ranks_path(path).exists() or len(self.seeds) == 1:
+      result = evaluation_results.load(path, name)
+    else:
+      result = Result(name, evaluation_results.read_metrics(path, name), np.empty(0, np.int32))
+    again = "move it away, and the row is trained again"
+    trained = config_lib.flatten(result.metrics["config"]["reduction"])
+    for setting, value in row.settings:
+      if trained[setting] != value:
+        shown = f"reduction.{setting}={trained[setting]}, where the row {row.name!r} has {value}"
+        raise InputError(f"{workdir} was trained with {shown}: {again}.")
+    if result.metrics["step"] < result.metrics["steps"]:
+      steps = f"step {result.metrics['step']:,} of {result.metrics['steps']:,}"
+      raise InputError(f"{workdir} was evaluated at {steps}, where the last weights of rows are compared: {again}.")
+    return result
 
 
 def collect(
@@ -117,7 +143,7 @@ def collect(
       continue
     mine = dataclasses.replace(trainings, seeds=tuple(sorted(seeds)))
     base, group = mine.group(dense), mine.group(row)
-    found = paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10"))
+    found, over = difference(base, group)
     run = {
       "name": row.name,
       "method": row.method,
@@ -131,20 +157,19 @@ def collect(
       "seeds": list(mine.seeds),
       "samples": group.mean("training_samples"),
       "beams": group.mean("beam_width"),
-      "users": len(group.results[0].ranks),
+      "users": group.results[0].metrics["users"],
       "devices": group.devices,
       "encoder_flops_vs_dense": costs.get(row.name),
       **{name: group.mean(name) for name in METRICS},
       "deviation": {name: group.deviation(name) for name in METRICS},
       "ndcg@10_of_seeds": group.values("ndcg@10"),
-      "weights_at": _weights_at(group),
       "dense_ndcg@10": base.mean("ndcg@10"),
       "dense_ndcg@10_of_seeds": base.values("ndcg@10"),
-      "dense_weights_at": _weights_at(base),
       "ndcg@10_difference": found.value,
       "ndcg@10_difference_low": found.low,
       "ndcg@10_difference_high": found.high,
       "p": found.p,
+      "interval_over": over,
       "training_seconds_vs_dense": timed[row.name]["vs_dense"] if row.name in timed else None,
       "commands": [command.text for command in mine.commands(row)],
     }
@@ -152,20 +177,23 @@ def collect(
       run |= _at_equal_time(mine, row, dense, timed[row.name])
     control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
     if control is not None:
-      beside = paired_bootstrap("ndcg@10", mine.group(control).user_values("ndcg@10"), group.user_values("ndcg@10"))
+      beside, over = difference(mine.group(control), group)
       run |= {
         "control": control.name,
         "control_difference": beside.value,
         "control_difference_low": beside.low,
         "control_difference_high": beside.high,
+        "control_interval_over": over,
       }
     runs.append(run)
   return runs
 
 
-def _weights_at(group: Group) -> list[float]:
-  """Of each seed: after which share of its training the weights were saved that were evaluated."""
-  return [step / steps for step, steps in zip(group.values("step"), group.values("steps"), strict=True)]
+def difference(base: Group, group: Group) -> tuple[Difference, str]:
+  """In NDCG@10, and what its interval is over: "users", or "seeds" where the ranks of some users were not kept."""
+  if all(len(result.ranks) for one in (base, group) for result in one.results):
+    return paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10")), "users"
+  return paired_seeds("ndcg@10", base.values("ndcg@10"), group.values("ndcg@10")), "seeds"
 
 
 def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -182,18 +210,17 @@ def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[
     base = dataclasses.replace(shorter, seeds=seeds).group(dense)
     (ours, theirs) = (one.values("training_samples") for one in (group, base))
     if seconds["low"] <= sum(theirs) / sum(ours) <= seconds["high"]:
-      found = paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10"))
+      found, over = difference(base, group)
       return {
         "equal_time": {
           "dense_length": length,
           "seeds": list(seeds),
           "ndcg@10_of_seeds": group.values("ndcg@10"),
-          "weights_at": _weights_at(group),
           "dense_ndcg@10_of_seeds": base.values("ndcg@10"),
-          "dense_weights_at": _weights_at(base),
           "difference": found.value,
           "difference_low": found.low,
           "difference_high": found.high,
+          "interval_over": over,
         }
       }
   return {}
