@@ -13,7 +13,7 @@ from rastp_jax import config as config_lib
 from rastp_jax.config import Config
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
-from rastp_jax.evaluation.comparison import paired_bootstrap
+from rastp_jax.evaluation.comparison import Difference, paired_bootstrap, paired_seeds
 from rastp_jax.experiments.lab import cost, oracles, page, scatter, training
 from rastp_jax.experiments.lab.rows import DENSE, all_rows, choose
 from rastp_jax.experiments.lab.scatter import Point
@@ -229,26 +229,39 @@ def save_run(trainings, row, seed, ranks, samples=1e6):
 
 
 def test_where_ranks_were_not_kept_the_interval_is_over_seeds(tmp_path):
-  """One file without ranks is enough; a single seed has no such interval, and its ranks are asked for."""
+  """One file without ranks is enough. A single seed has no such interval: no control then, and dense needs ranks."""
   trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1, 2, 3), str(tmp_path))
-  row, dense = ROWS["recent, 1/2"], ROWS[DENSE]
-  for one in (row, dense):
-    for seed in trainings.seeds:
-      path = save_run(trainings, one, seed, np.arange(200) % (20 - seed))
-  results.ranks_path(path).unlink()
-  files.write_json(path, files.read_json(path, "") | {"ndcg@10": 0.3})
-  found = {run["name"]: run for run in training.collect(trainings, [dense, row], {}, {})}
-  mine = found[row.name]
+  recent, rastp, dense = (ROWS[name] for name in ("recent, 1/2", "rastp, 1/2", DENSE))
+  paths = {
+    (row, seed): save_run(trainings, row, seed, np.arange(200) % (20 - seed))
+    for row, seeds in ((dense, (1, 2, 3)), (recent, (1, 2, 3)), (rastp, (3,)))
+    for seed in seeds
+  }
+  results.ranks_path(paths[recent, 3]).unlink()
+  files.write_json(paths[recent, 3], files.read_json(paths[recent, 3], "") | {"ndcg@10": 0.3})
+  collect = lambda: training.collect(trainings, [dense, recent, rastp], {"recent, 1/2": 0.7, "rastp, 1/2": 0.7}, {})
+  found = {run["name"]: run for run in collect()}
+  assert {name: run["interval_over"] for name, run in found.items()} == {
+    DENSE: "users",
+    "recent, 1/2": "seeds",
+    "rastp, 1/2": "users",
+  }
+  assert "control" not in found["rastp, 1/2"]
+  mine = found["recent, 1/2"]
   ours, theirs = (np.asarray(mine[name]) for name in ("ndcg@10_of_seeds", "dense_ndcg@10_of_seeds"))
-  assert theirs[2] == 0.3 and mine["interval_over"] == "seeds"
+  assert ours[2] == 0.3
   margin = 4.302653 * np.std(ours - theirs, ddof=1) / np.sqrt(3)  # Student's t of two degrees of freedom
   ends = [mine[f"ndcg@10_difference{end}"] for end in ("_low", "", "_high")]
   np.testing.assert_allclose(ends, np.mean(ours - theirs) + np.array([-margin, 0, margin]), rtol=1e-6)
-  assert (found[DENSE]["ndcg@10_difference"], found[DENSE]["p"]) == (0.0, 1.0)
   (table,) = page.make({"runs": training.merge([], list(found.values()))}).tables.values()
-  assert [cell.endswith("(seeds)") for line in table[1:] for cell in line].count(True) == 1
-  with pytest.raises(InputError, match="has no results yet .*eval_validation.npz"):
-    dataclasses.replace(trainings, seeds=(3,)).group(dense)
+  assert {line[0] for line in table if any(cell.endswith("(seeds)") for cell in line)} == {"recent, 1/2"}
+  results.ranks_path(paths[dense, 3]).unlink()
+  with pytest.raises(InputError, match="rastp, 1/2 and dense have one seed in common, 3, and not both have the ranks"):
+    collect()
+
+
+def test_seeds_of_equal_groups_do_not_differ():
+  assert paired_seeds("ndcg@10", [0.1, 0.2], [0.1, 0.2]) == Difference("ndcg@10", 0.0, 0.0, 0.0, 1.0)
 
 
 def test_runs_that_are_not_what_a_row_says_are_refused(tmp_path):

@@ -94,7 +94,7 @@ class Trainings:
     return [path.name.replace("_", " ") for path in sorted(self.workdir(row, 0).path.parent.parent.glob("*_*"))]
 
   def group(self, row: Row) -> Group:
-    """The results of `seeds`, all finished; several seeds need no ranks of users, only metrics.
+    """The results of `seeds`, all finished; without ranks of users where only the metrics are there.
 
     Raises:
       InputError: a workdir holds a run of other settings than the row's, or answered with weights from before its end.
@@ -104,7 +104,7 @@ class Trainings:
   def _result(self, row: Row, seed: int) -> Result:
     workdir = self.workdir(row, seed)
     path, name = workdir.evaluation(self.split), str(workdir)
-    if evaluation_results.ranks_path(path).exists() or len(self.seeds) == 1:
+    if evaluation_results.ranks_path(path).exists():
       result = evaluation_results.load(path, name)
     else:
       result = Result(name, evaluation_results.read_metrics(path, name), np.empty(0, np.int32))
@@ -143,7 +143,14 @@ def collect(
       continue
     mine = dataclasses.replace(trainings, seeds=tuple(sorted(seeds)))
     base, group = mine.group(dense), mine.group(row)
-    found, over = difference(base, group)
+    compared = difference(base, group)
+    if compared is None:
+      raise InputError(
+        f"{row.name} and {DENSE} have one seed in common, {mine.seeds[0]}, and not both have the ranks of users, "
+        f"{evaluation_results.ranks_path(mine.workdir(row, mine.seeds[0]).evaluation(mine.split))}: evaluate again, or "
+        "train with more seeds."
+      )
+    found, over = compared
     run = {
       "name": row.name,
       "method": row.method,
@@ -176,8 +183,9 @@ def collect(
     if row.name != DENSE and row.name in timed:
       run |= _at_equal_time(mine, row, dense, timed[row.name])
     control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
-    if control is not None:
-      beside, over = difference(mine.group(control), group)
+    compared = None if control is None else difference(mine.group(control), group)
+    if control is not None and compared is not None:
+      beside, over = compared
       run |= {
         "control": control.name,
         "control_difference": beside.value,
@@ -189,10 +197,15 @@ def collect(
   return runs
 
 
-def difference(base: Group, group: Group) -> tuple[Difference, str]:
-  """In NDCG@10, and what its interval is over: "users", or "seeds" where the ranks of some users were not kept."""
+def difference(base: Group, group: Group) -> tuple[Difference, str] | None:
+  """In NDCG@10, and what its interval is over: "users", or "seeds" where some ranks of users were not kept.
+
+  None where they were not, and there is but one seed.
+  """
   if all(len(result.ranks) for one in (base, group) for result in one.results):
     return paired_bootstrap("ndcg@10", base.user_values("ndcg@10"), group.user_values("ndcg@10")), "users"
+  if len(base.results) < 2:
+    return None
   return paired_seeds("ndcg@10", base.values("ndcg@10"), group.values("ndcg@10")), "seeds"
 
 
@@ -210,7 +223,10 @@ def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[
     base = dataclasses.replace(shorter, seeds=seeds).group(dense)
     (ours, theirs) = (one.values("training_samples") for one in (group, base))
     if seconds["low"] <= sum(theirs) / sum(ours) <= seconds["high"]:
-      found, over = difference(base, group)
+      compared = difference(base, group)
+      if compared is None:
+        continue
+      found, over = compared
       return {
         "equal_time": {
           "dense_length": length,
