@@ -51,6 +51,8 @@ def main() -> None:
   files.check_writable(_OUTPUT.value)
   rows = choose(_METHODS.value, {**all_rows(), **(oracle_rows() if _STAGE.value == "screen" else {})})
   stored = _read()
+  for stage in LENGTHS:
+    _trainings(stage, config.data.dataset).check(list(all_rows().values()))
   if _STAGE.value != "page":
     runs.load_data(config)  # refuses here what every run would refuse
   if _STAGE.value == "screen":

@@ -89,6 +89,11 @@ class Trainings:
     ended = lambda seed: all(one.finished for one in dataclasses.replace(self, seeds=(seed,)).commands(row))
     return {seed for run in runs if ended(seed := int(run.name.removeprefix("seed_")))}
 
+  def check(self, rows: Sequence[Row]) -> None:
+    """Raises InputError as `group` does, over all runs of these rows that are finished."""
+    for row in rows:
+      dataclasses.replace(self, seeds=tuple(self.finished(row))).group(row)
+
   def lengths(self, row: Row) -> list[str]:
     """How long this row was trained, by the directories that are there."""
     return [path.name.replace("_", " ") for path in sorted(self.workdir(row, 0).path.parent.parent.glob("*_*"))]
