@@ -89,6 +89,7 @@ def _made_once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], None]
   with place.with_suffix(".lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not (place / "made").exists():
+      shutil.rmtree(place, ignore_errors=True)  # what a process left whose attempt failed
       place.mkdir()
       make(place)
       (place / "made").touch()

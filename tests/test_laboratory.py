@@ -49,6 +49,7 @@ def test_a_row_tells_places_as_its_method_needs_them_whatever_the_config_says():
     for methods, wanted in ((makes_items, "item"), (keeps_tokens, "original")):
       rows = [row for row in ROWS.values() if row.method in methods]
       assert {row.apply(config).reduction.positions for row in rows} == {wanted}
+  assert "positions" not in dict(ROWS[DENSE].settings)  # whichever a dense run has, it is one
 
 
 def test_rows_are_chosen_by_name_or_method():
@@ -256,7 +257,9 @@ def test_where_ranks_were_not_kept_the_interval_is_over_seeds(tmp_path):
   (table,) = page.make({"runs": training.merge([], list(found.values()))}).tables.values()
   assert {line[0] for line in table if any(cell.endswith("(seeds)") for cell in line)} == {"recent, 1/2"}
   results.ranks_path(paths[dense, 3]).unlink()
-  with pytest.raises(InputError, match="rastp, 1/2 and dense have one seed in common, 3, and not both have the ranks"):
+  with pytest.raises(
+    InputError, match="rastp, 1/2 has one seed in common with dense, 3, .*missing .*dense/1_epochs/seed_3/eval"
+  ):
     collect()
 
 
@@ -272,6 +275,9 @@ def test_runs_that_are_not_what_a_row_says_are_refused(tmp_path):
   assert trainings.group(row).results[0].metrics["step"] == 7
   trainings.check(list(ROWS.values()))
   values = files.read_json(path, "")
+  files.write_json(path, {name: value for name, value in values.items() if name != "steps"})
+  with pytest.raises(InputError, match="seed_1 was evaluated before its end: remove .*eval_validation.json"):
+    trainings.group(row)
   files.write_json(path, values | {"step": 6})
   with pytest.raises(InputError, match="seed_1 was evaluated at step 6 of 7, where the last weights"):
     trainings.group(row)

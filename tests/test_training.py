@@ -241,16 +241,18 @@ def test_many_steps_a_dispatch_are_the_same_steps(tmp_path, monkeypatch):
   assert_equal(saved_params(stacked).params, saved_params(single).params)
 
 
-def test_finished_run_stays_as_it_is(reference, capsys):
-  before = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
-  result = run(reference)
+def test_finished_run_stays_as_it_is(reference, tmp_path, capsys):
+  finished = tmp_path / "run"
+  shutil.copytree(reference, finished)
+  before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+  result = run(finished)
   assert result.step == 12
   said = capsys.readouterr().out.splitlines()
-  assert said[0] == f"This run is finished: all 12 steps are done (step 12 of {reference})."
+  assert said[0] == f"This run is finished: all 12 steps are done (step 12 of {finished})."
   assert [line.split()[0] for line in said[1:]] == ["checkpoint", "next"]
-  after = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
+  after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
   for name in ("config.json", "lock"):
-    before.pop(reference / name), after.pop(reference / name)
+    before.pop(finished / name), after.pop(finished / name)
   assert before == after
 
 

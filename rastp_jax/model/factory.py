@@ -28,7 +28,8 @@ def make_model(config: Config, widths: tuple[int, ...], *, num_items: int = 0, r
 def abstract_model(config: Config, widths: tuple[int, ...], num_items: int = 0) -> tuple[Any, Any]:
   """A model without its numbers, as of `make_model`: (`nnx.GraphDef`, `nnx.State` of `jax.ShapeDtypeStruct`s).
 
-  Those of equal settings are made once: a run, its evaluation and its comparison with overrides ask for the same.
+  Those of equal settings are made once, for all who ask, and are not to be changed: a run, its evaluation and its
+  comparison with overrides ask for the same.
   """
   return _abstract(config.model, config.reduction, tuple(widths), num_items)
 

@@ -90,9 +90,11 @@ class Trainings:
     return {seed for run in runs if ended(seed := int(run.name.removeprefix("seed_")))}
 
   def check(self, rows: Sequence[Row]) -> None:
-    """Raises InputError as `group` does, over all runs of these rows that are finished."""
+    """Raises InputError as `group` does, over all runs of these rows that are finished, dense of other lengths too."""
     for row in rows:
-      dataclasses.replace(self, seeds=tuple(self.finished(row))).group(row)
+      for length in {self.length, *(self.lengths(row) if row.name == DENSE else ())}:
+        there = dataclasses.replace(self, length=length)
+        dataclasses.replace(there, seeds=tuple(there.finished(row))).group(row)
 
   def lengths(self, row: Row) -> list[str]:
     """How long this row was trained, by the directories that are there."""
@@ -119,9 +121,12 @@ class Trainings:
       if trained[setting] != value:
         shown = f"reduction.{setting}={trained[setting]}, where the row {row.name!r} has {value}"
         raise InputError(f"{workdir} was trained with {shown}: {again}.")
-    if result.metrics["step"] < result.metrics["steps"]:
-      steps = f"step {result.metrics['step']:,} of {result.metrics['steps']:,}"
-      raise InputError(f"{workdir} was evaluated at {steps}, where the last weights of rows are compared: {again}.")
+    step, steps = result.metrics["step"], result.metrics.get("steps")
+    if steps is None:
+      raise InputError(f"{workdir} was evaluated before its end: remove {path}, and it is evaluated again.")
+    if step < steps:
+      at = f"step {step:,} of {steps:,}"
+      raise InputError(f"{workdir} was evaluated at {at}, where the last weights of rows are compared: {again}.")
     return result
 
 
@@ -150,10 +155,12 @@ def collect(
     base, group = mine.group(dense), mine.group(row)
     compared = difference(base, group)
     if compared is None:
+      (seed,) = mine.seeds
+      of_both = [evaluation_results.ranks_path(mine.workdir(one, seed).evaluation(mine.split)) for one in (dense, row)]
+      lacking = " and ".join(sorted({str(path) for path in of_both if not path.exists()}))
       raise InputError(
-        f"{row.name} and {DENSE} have one seed in common, {mine.seeds[0]}, and not both have the ranks of users, "
-        f"{evaluation_results.ranks_path(mine.workdir(row, mine.seeds[0]).evaluation(mine.split))}: evaluate again, or "
-        "train with more seeds."
+        f"{row.name} has one seed in common with {DENSE}, {seed}, and ranks of users are missing ({lacking}): evaluate "
+        "again, or train with more seeds."
       )
     found, over = compared
     run = {
