@@ -3,7 +3,6 @@
 import jaxlib
 
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-FLAGS += " --xla_cpu_parallel_codegen_split_count=1"  # a program is one LLVM module
 AS_USERS = {}  # options that take back what would change results
 
 # Later versions always use the fusion emitters, and end a process that names a flag they do not know.
