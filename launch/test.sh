@@ -10,8 +10,7 @@ echo "== Checking types beside the tests"
 .venv/bin/pyright >.venv/types.txt 2>&1 &
 types=$! failed=0
 echo "== Running the tests (about ten minutes on 2 cores)"
-# A third process works while another one waits for processes that it has started.
-.venv/bin/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder "$@" || failed=$?
+.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@" || failed=$?
 wait "$types" || failed=$?
 echo "== Types: $(tail -n 30 .venv/types.txt)"
 exit "$failed"
