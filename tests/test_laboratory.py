@@ -273,7 +273,10 @@ def test_runs_that_are_not_what_a_row_says_are_refused(tmp_path):
   row = ROWS["recent, 1/2"]
   path = save_run(trainings, row, 1, np.arange(200) % 20)
   assert trainings.group(row).results[0].metrics["step"] == 7
-  trainings.check(list(ROWS.values()))
+  trainings.check(list(ROWS.values()), Config())
+  other = dataclasses.replace(Config(), model=dataclasses.replace(Config().model, dropout=0.3))
+  with pytest.raises(InputError, match="seed_1 was trained with model.dropout=.*, where configs/tiny.py has 0.3"):
+    trainings.check(list(ROWS.values()), other)
   values = files.read_json(path, "")
   files.write_json(path, {name: value for name, value in values.items() if name != "steps"})
   with pytest.raises(InputError, match="seed_1 was evaluated before its end: remove .*eval_validation.json"):
@@ -286,7 +289,7 @@ def test_runs_that_are_not_what_a_row_says_are_refused(tmp_path):
   with pytest.raises(
     InputError, match="seed_1 was trained with reduction.positions=item, where the row 'recent, 1/2' has original"
   ):
-    trainings.check(list(ROWS.values()))  # before anything is trained
+    trainings.check(list(ROWS.values()), Config())  # before anything is trained
 
 
 def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
@@ -314,6 +317,9 @@ def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
   assert shown[:4] == ["synthetic", row.name, "16 epochs", "5 epochs"]
   assert "equal_time" not in by_name[DENSE]
   assert all("equal_time" not in run for run in found(0.35, 0.4))
+  shorter = dataclasses.replace(trainings, length="5 epochs")
+  results.ranks_path(shorter.workdir(dense, 1).evaluation("test")).unlink()
+  assert all("equal_time" not in run for run in found(0.3, 0.32))  # a single seed needs ranks of users
 
 
 def test_runs_look_at_their_last_weights_alone(tmp_path):

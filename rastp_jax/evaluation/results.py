@@ -23,7 +23,8 @@ class Result:
   Attributes:
     name: what tables call it, its workdir.
     metrics: the JSON's content; "config" as from `config.to_dict`.
-    ranks: int32 (users,) of each user's target from 0, the beam width where it was not found.
+    ranks: int32 (users,) of each user's target from 0, the beam width where it was not found; empty where a reader
+      can do without.
   """
 
   name: str

@@ -52,7 +52,7 @@ def main() -> None:
   rows = choose(_METHODS.value, {**all_rows(), **(oracle_rows() if _STAGE.value == "screen" else {})})
   stored = _read()
   for stage in LENGTHS:
-    _trainings(stage, config.data.dataset).check(list(all_rows().values()))
+    _trainings(stage, config.data.dataset).check(list(all_rows().values()), config)
   if _STAGE.value != "page":
     runs.load_data(config)  # refuses here what every run would refuse
   if _STAGE.value == "screen":

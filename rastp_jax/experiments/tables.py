@@ -189,8 +189,8 @@ def _answer_cells(run: dict[str, Any]) -> list[str]:
     return [*shown, "", "", *costs]
   base = run["dense_ndcg@10"]
   low, high = (run[f"ndcg@10_difference_{end}"] / base for end in ("low", "high"))
-  interval = f"{low:+.0%} to {high:+.0%}{page.over_seeds(run)}"
-  return [*shown, f"{run['ndcg@10_difference'] / base:+.0%}", interval, *costs]
+  interval = f"{low:+.1%} to {high:+.1%}{page.over_seeds(run)}"
+  return [*shown, f"{run['ndcg@10_difference'] / base:+.1%}", interval, *costs]
 
 
 def methods() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rastp_jax import config as config_lib
+from rastp_jax.config import Config
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results as evaluation_results
 from rastp_jax.evaluation.comparison import Difference, Group, paired_bootstrap, paired_seeds
@@ -89,12 +90,24 @@ class Trainings:
     ended = lambda seed: all(one.finished for one in dataclasses.replace(self, seeds=(seed,)).commands(row))
     return {seed for run in runs if ended(seed := int(run.name.removeprefix("seed_")))}
 
-  def check(self, rows: Sequence[Row]) -> None:
-    """Raises InputError as `group` does, over all runs of these rows that are finished, dense of other lengths too."""
+  def check(self, rows: Sequence[Row], config: Config) -> None:
+    """Looks at all runs of these rows that are finished, of dense at all lengths.
+
+    Raises:
+      InputError: as `group` does, or because a run's model, but for what it computes in, is not the config's.
+    """
+    wanted = {name: value for name, value in config_lib.to_dict(config)["model"].items() if name != "dtype"}
     for row in rows:
       for length in {self.length, *(self.lengths(row) if row.name == DENSE else ())}:
         there = dataclasses.replace(self, length=length)
-        dataclasses.replace(there, seeds=tuple(there.finished(row))).group(row)
+        for result in dataclasses.replace(there, seeds=tuple(there.finished(row))).group(row).results:
+          trained = result.metrics["config"]["model"]
+          for name, value in wanted.items():
+            if trained[name] != value:
+              raise InputError(
+                f"{result.name} was trained with model.{name}={trained[name]}, where {self.config_name} has {value}: "
+                "give another --runs_dir."
+              )
 
   def lengths(self, row: Row) -> list[str]:
     """How long this row was trained, by the directories that are there."""
@@ -159,8 +172,8 @@ def collect(
       of_both = [evaluation_results.ranks_path(mine.workdir(one, seed).evaluation(mine.split)) for one in (dense, row)]
       lacking = " and ".join(sorted({str(path) for path in of_both if not path.exists()}))
       raise InputError(
-        f"{row.name} has one seed in common with {DENSE}, {seed}, and ranks of users are missing ({lacking}): evaluate "
-        "again, or train with more seeds."
+        f"{row.name} has one seed in common with {DENSE}, {seed}, and ranks of users are missing ({lacking}): run "
+        "`python -m rastp_jax.evaluate` there again, or train with more seeds."
       )
     found, over = compared
     run = {
