@@ -29,7 +29,7 @@ def main():
     raise InputError("A --workdir is given twice: give each run once.")
   terminal.say("Loading the program and the data …")
   from rastp_jax.evaluation import html_report, results
-  from rastp_jax.serving.inspect_run import inspect_run
+  from rastp_jax.evaluation.inspect_run import inspect_run
   from rastp_jax.training.workdir import Workdir
 
   evaluated = [results.load(Workdir(workdir).evaluation(_SPLIT.value), workdir) for workdir in _WORKDIR.value]

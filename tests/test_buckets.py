@@ -175,7 +175,7 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(
   assert sum(name.startswith("runs/one/tensorboard/") for name in names) == 3  # a file per start
   assert any(name.startswith("runs/one/checkpoints/12/params/") for name in names)
   result = make_result("one", np.zeros(4, np.int32))
-  results.save(Workdir(workdir).evaluation("test"), result.metrics, result.ranks)
+  results.save(Workdir(workdir).evaluation("test"), result)
   another_machine()
   assert results.load(Workdir(workdir).evaluation("test"), "one").metrics == result.metrics
   assert str(Workdir(workdir)) == workdir and not list(tmp_path.iterdir())

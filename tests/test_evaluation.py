@@ -86,6 +86,7 @@ def test_metrics_equal_a_plain_count(setting, constrained):
   search = jax.jit(lambda h: beam_search(model, model.encode(h), transitions, 10, renormalize=False).codes)
   recall, gain, reciprocal, invalid = 0, 0.0, 0.0, 0
   shown = set()
+  rows = {tuple(code): row for row, code in enumerate(codes.codes.tolist())}
   for user in range(histories.num_users):
     items = histories.items[histories.offsets[user] : histories.offsets[user + 1]]
     room = 8 if len(items) - 1 <= 8 else 20
@@ -95,6 +96,7 @@ def test_metrics_equal_a_plain_count(setting, constrained):
     target = tuple(codes.codes[items[-1]])
     invalid += sum(beam not in set(map(tuple, codes.codes)) for beam in beams)
     shown |= set(beams[:5])
+    assert ranks.answers[user].tolist() == [rows.get(beam, -1) for beam in beams[:5]]
     assert ranks.ranks[user] == (beams.index(target) if target in beams else 10)
     if target in beams:
       recall += 1
@@ -129,7 +131,7 @@ ranks = UserRanks(6, 4)
 users = np.arange(6)[host::2]
 ranks.add(users, 10 * users, np.asarray([[0, 1 + host], [1 + host, 0], [-1, 0]]))
 ranks.merge_hosts()
-print(sums.tolist(), ranks.ranks.tolist(), ranks.best_ranks.tolist())
+print(sums.tolist(), ranks.ranks.tolist(), ranks.best_ranks.tolist(), ranks.answers[:, :3].tolist())
 """
 
 
@@ -146,7 +148,8 @@ def test_hosts_bring_their_users_together_bit_for_bit():
   for host in hosts:
     told = host.communicate(timeout=300)[0].strip().splitlines()[-1]
     sums = [[2.0**53 - 1, 1 / 3], [2.0**53 - 2, 1 / 3]]
-    assert told == f"{sums} {[0, 10, 20, 30, 40, 50]} {[0, 0, 0, never]}"
+    answers = [[0, 1, -1], [0, 2, -1], [1, 0, -1], [2, 0, -1], [-1, 0, -1], [-1, 0, -1]]
+    assert told == f"{sums} {[0, 10, 20, 30, 40, 50]} {[0, 0, 0, never]} {answers}"
 
 
 def test_breakdowns_equal_a_plain_count():
@@ -214,7 +217,7 @@ def test_meshes_and_directories_make_no_other_setting():
 
 def test_results_of_an_older_program_are_read_under_todays_names(tmp_path):
   old, new = (make_result(f"seed_{seed}", [0, 3, 12, 9], seed=seed, method="rastp") for seed in (1, 2))
-  results.save(tmp_path / "new.json", new.metrics, new.ranks)
+  results.save(tmp_path / "new.json", new)
   config = json.loads(json.dumps(old.metrics["config"]))
   reduction, data, train = config.pop("reduction"), config["data"], config["train"]
   config["pruning"] = {"criterion": reduction["method"], "after_block": reduction["after_block"]}
@@ -223,7 +226,7 @@ def test_results_of_an_older_program_are_read_under_todays_names(tmp_path):
   config["eval"]["ks"] = config["eval"].pop("top_k")
   train["accumulate"] = train.pop("grad_accumulation_steps")
   del train["max_nonfinite_steps"]  # did not exist yet
-  results.save(tmp_path / "old.json", {**old.metrics, "config": config}, old.ranks)
+  results.save(tmp_path / "old.json", dataclasses.replace(old, metrics={**old.metrics, "config": config}))
   loaded = [results.load(tmp_path / f"{name}.json", name) for name in ("old", "new")]
   assert loaded[0].metrics == old.metrics and loaded[1].metrics == new.metrics
   assert len(comparison.group_seeds(loaded)) == 1
@@ -272,10 +275,17 @@ def test_results_come_back_and_mixed_up_files_are_refused(tmp_path):
   with pytest.raises(InputError, match=r"run has no results yet .*rastp_jax.evaluate"):
     results.load(path, "run")
   result = make_result("run", [0, 3, 12, 9])
-  results.save(path, result.metrics, result.ranks)
+  results.save(path, result)
   loaded = results.load(path, "run")
-  assert loaded.metrics == result.metrics and loaded.ranks.tolist() == [0, 3, 12, 9]
-  results.save(tmp_path / "other.json", result.metrics, np.asarray([0, 3, 12, 12]))
+  assert loaded.metrics == result.metrics and loaded.ranks.tolist() == [0, 3, 12, 9] and loaded.answers is None
+  answers = np.asarray([[4, 1, 2, 0, 3], [1, 2, 3, 4, -1], [5] * 5, [-1] * 5])
+  results.save(path, dataclasses.replace(result, answers=answers))
+  assert results.load(path, "run").answers.tolist() == answers.tolist()
+  results.save(path, dataclasses.replace(result, answers=answers[:3]))
+  with pytest.raises(InputError, match="different evaluations"):
+    results.load(path, "run")
+  results.save(path, result)
+  results.save(tmp_path / "other.json", dataclasses.replace(result, ranks=np.asarray([0, 3, 12, 12])))
   (tmp_path / "other.npz").replace(tmp_path / "eval_test.npz")
   with pytest.raises(InputError, match="different evaluations"):
     results.load(path, "run")

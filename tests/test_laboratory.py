@@ -225,7 +225,7 @@ def save_run(trainings, row, seed, ranks, samples=1e6):
   made.metrics["config"].update(config_lib.to_dict(row.apply(Config())))
   files.write_json(workdir.summary, {"steps": 7, "samples": samples, "seconds": 1.0})
   path = workdir.evaluation(trainings.split)
-  results.save(path, made.metrics, made.ranks)
+  results.save(path, made)
   return path
 
 

@@ -1,5 +1,6 @@
 """The paper's table: which commands it takes, how it goes on after an interruption, and its cells."""
 
+import dataclasses
 import pathlib
 import shlex
 
@@ -48,7 +49,8 @@ class Machine:
     ranks = np.random.default_rng([seed, model == "dense"]).integers(0, 20, 40)
     result = make_result(workdir.name, ranks, seed=seed, method="rastp" if model == "pruned" else "none")
     result.metrics["config"]["train"]["length"] = "2 epochs"
-    results.save(workdir / "eval_test.json", {**result.metrics, **results.training_summary(workdir)}, result.ranks)
+    metrics = {**result.metrics, **results.training_summary(workdir)}
+    results.save(workdir / "eval_test.json", dataclasses.replace(result, metrics=metrics))
 
 
 def test_commands(tmp_path):
@@ -93,7 +95,7 @@ def test_a_run_evaluated_before_its_end_is_evaluated_again(tmp_path):
   paper_table.execute(runs, str(tmp_path / "out"), Machine(), lambda _: None)
   workdir = pathlib.Path(runs.workdir("beauty", "dense", 2025))
   early = results.load(workdir / "eval_test.json", "early")
-  results.save(workdir / "eval_test.json", {**early.metrics, "steps": 4}, early.ranks)
+  results.save(workdir / "eval_test.json", dataclasses.replace(early, metrics={**early.metrics, "steps": 4}))
   again = Machine()
   paper_table.execute(runs, str(tmp_path / "out"), again, lambda _: None)
   assert again.done == ["Preparing beauty", "Evaluating beauty, dense, seed 2025"]

@@ -125,11 +125,8 @@ TITLES = [EVIL, *"abcd", ""]
 
 
 def inspection_by_hand(survival):
-  """Eight users whose last item is one of five; every model answers with the first five items."""
-  histories = [np.asarray([0, 5], np.int32)] * 8
-  return html_report.Inspection(
-    TITLES, histories, np.arange(8) % 5, survival, lambda users: [[0, 1, 2, 3, 4]] * len(users)
-  )
+  """Eight users whose last item is one of five."""
+  return html_report.Inspection(TITLES, [np.asarray([0, 5], np.int32)] * 8, np.arange(8) % 5, survival)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +139,7 @@ def written(tmp_path_factory):
     make_result("runs/$p/../<b>/seed_1", rng.integers(0, 20, 40), seed=1, method="rastp", **finished),
     make_result("runs/$p/../<b>/seed_2", rng.integers(0, 20, 40), seed=2, method="rastp", **finished),
   ]
+  runs = [dataclasses.replace(run, answers=np.tile([0, 1, 2, 3, 4], (40, 1))) for run in runs]
   log = {name: np.asarray([1.0, 2.0, 3.0]) for name in ("step", "seconds", "loss")}
   log["validation/recall@10"] = np.asarray([np.nan, 0.1, 0.2])
   asked = []
@@ -237,6 +235,17 @@ def test_an_unfinished_run_has_curves_but_no_cost(tmp_path):
   log = {name: np.asarray([1.0]) for name in ("step", "seconds", "loss")}  # not validated yet
   path = html_report.write(tmp_path, [run], {"a": log}, lambda _: inspection_by_hand(None), command="")
   assert "A run is not finished" in path.read_text()
+
+
+def test_answers_are_those_of_the_evaluation_and_only_items(tmp_path):
+  answers = np.tile([5, -1, 3, -1, -1], (4, 1))
+  kept, former = dataclasses.replace(make_result("a", [0, 3, 12, 9]), answers=answers), make_result("b", [9, 0, 3, 1])
+  logs = {name: {key: np.asarray([1.0]) for key in ("step", "seconds", "loss")} for name in "ab"}
+  runs = [kept, dataclasses.replace(former, metrics={**former.metrics, "step": 8})]
+  text = html_report.write(tmp_path, runs, logs, lambda _: inspection_by_hand(None), command="").read_text()
+  assert text.count("(item 5, without a title)</li>") == text.count("not kept when it was evaluated") == 4
+  listed = re.findall(r"<ol>(.*?)</ol>", text)
+  assert [len(re.findall("<li", one)) for one in listed] == [2, 2, 2, 2]
 
 
 def test_a_page_without_dropped_tokens_says_so(tmp_path):

@@ -46,7 +46,8 @@ def evaluate_run(
     "config": config_lib.to_dict(saved.config),
   }
   path = output or Workdir(workdir).evaluation(split)
+  result = Result(workdir, values, ranks.ranks, ranks.answers)
   if jax.process_index() == 0:
-    results.save(path, values, ranks.ranks)
+    results.save(path, result)
   terminal.say(f"{buckets.shown(path)}: {tables.describe_evaluation(values)}")
-  return Result(workdir, values, ranks.ranks)
+  return result

@@ -16,30 +16,28 @@ from rastp_jax import config as config_lib
 from rastp_jax.evaluation import plots, svg, tables
 from rastp_jax.evaluation.comparison import Difference, Group, by_dataset, compare
 from rastp_jax.evaluation.results import Result
+from rastp_jax.evaluation.user_ranks import ANSWERS
 from rastp_jax.reduction.survival import SURVIVED, Survival
 from rastp_jax.runtime import files
 
 SAMPLE_USERS = 4
-ANSWERS = 5  # recommendations that the page shows of each model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inspection:
-  """What the page shows of one run beyond its metrics.
+  """What the page shows of one run beyond its results.
 
   Attributes:
     titles: of all items, in the order of their rows.
     histories: item rows before the held-out one, the most recent one last, by user index.
     targets: item rows, each user's held-out one, by user index.
     survival: which tokens of which users survive; None for a model that reduces nothing.
-    answers: rows of the `ANSWERS` items recommended to a user, best first, for user indices.
   """
 
   titles: Sequence[str]
   histories: Sequence[np.ndarray]
   targets: np.ndarray
   survival: Survival | None
-  answers: Callable[[Sequence[int]], list[list[int]]]
 
 
 @dataclasses.dataclass
@@ -280,11 +278,7 @@ def _kinds(group: Group, survival: Survival) -> list[str]:
 
 def _strips(groups: Sequence[Group], inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
   """Some users: their history with what each reduction leaves of it, and what each model answers."""
-  users = _sample_users(groups, inspections)
-  answers = [inspection.answers(users) for inspection in inspections]
-  return [
-    _strip(user, groups, inspections, [of_group[number] for of_group in answers]) for number, user in enumerate(users)
-  ]
+  return [_strip(user, groups, inspections) for user in _sample_users(groups, inspections)]
 
 
 def _sample_users(groups: Sequence[Group], inspections: Sequence[Inspection]) -> list[int]:
@@ -304,9 +298,7 @@ def _sample_users(groups: Sequence[Group], inspections: Sequence[Inspection]) ->
   return [int(user) for user in chosen[places.round().astype(int)]]
 
 
-def _strip(
-  user: int, groups: Sequence[Group], inspections: Sequence[Inspection], answers: Sequence[Sequence[int]]
-) -> dict[str, Any]:
+def _strip(user: int, groups: Sequence[Group], inspections: Sequence[Inspection]) -> dict[str, Any]:
   """One user: a row per item, the most recent first, with the cells of each reducing run; and the answers."""
   first = inspections[0]
   target = int(first.targets[user])
@@ -328,11 +320,17 @@ def _strip(
       }
       for back, item in enumerate(history[:read])
     ],
-    "answers": [
-      {"name": group.name, "items": [{"title": _title(first, item), "hit": item == target} for item in items]}
-      for group, items in zip(groups, answers, strict=True)
-    ],
+    "answers": [{"name": group.name, "items": _answers(group.results[0], user, first)} for group in groups],
   }
+
+
+def _answers(result: Result, user: int, inspection: Inspection) -> list[dict[str, Any]] | None:
+  """The items that a model recommended to a user when it was evaluated; None where they were not kept."""
+  if result.answers is None:
+    return None
+  target = inspection.targets[user]
+  items = [int(item) for item in result.answers[user] if item >= 0]  # unless decoding is constrained, some are none
+  return [{"title": _title(inspection, item), "hit": item == target} for item in items]
 
 
 def _cells(group: Group, survival: Survival, row: int, back: int) -> list[dict[str, Any]]:

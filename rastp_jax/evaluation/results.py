@@ -1,4 +1,5 @@
-"""Results on disk: a JSON of metrics, and beside it every user's rank in an .npz, so that runs can be paired."""
+"""Results on disk: a JSON of metrics, and beside it an .npz of every user's rank and first answers, so that runs can be
+paired and shown."""
 
 import dataclasses
 import io
@@ -12,6 +13,7 @@ import numpy as np
 from rastp_jax import config as config_lib
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import metrics
+from rastp_jax.evaluation.user_ranks import ANSWERS
 from rastp_jax.runtime import files
 from rastp_jax.training.workdir import Workdir
 
@@ -25,19 +27,22 @@ class Result:
     metrics: the JSON's content; "config" as from `config.to_dict`.
     ranks: int32 (users,) of each user's target from 0, the beam width where it was not found; empty where a reader
       can do without.
+    answers: int32 (users, `ANSWERS`), see `UserRanks`; None where they were not kept.
   """
 
   name: str
   metrics: Mapping[str, Any]
   ranks: np.ndarray
+  answers: np.ndarray | None = None
 
 
-def save(path: str | os.PathLike, values: Mapping[str, Any], ranks: np.ndarray) -> None:
-  """Writes a `Result`'s metrics to `path` and its ranks beside it, under the same name with .npz."""
+def save(path: str | os.PathLike, result: Result) -> None:
+  """Writes a result's metrics to `path` and its arrays beside it, under the same name with .npz."""
+  arrays = {"ranks": result.ranks} if result.answers is None else {"ranks": result.ranks, "answers": result.answers}
   buffer = io.BytesIO()
-  np.savez_compressed(buffer, ranks=ranks.astype(np.int32))
+  np.savez_compressed(buffer, **{name: array.astype(np.int32) for name, array in arrays.items()})
   files.write_atomic(ranks_path(path), buffer.getvalue())
-  files.write_json(path, values)
+  files.write_json(path, result.metrics)
 
 
 def load(path: str | os.PathLike, name: str) -> Result:
@@ -53,14 +58,15 @@ def load(path: str | os.PathLike, name: str) -> Result:
   values = read_metrics(path, name)
   try:
     with files.open_npz(ranks_path(path)) as file:
-      ranks = file["ranks"]
+      ranks, answers = file["ranks"], file.get("answers")
     counted = {key: metrics.user_values(ranks, key).mean() for key in metrics.names(values["config"]["eval"]["top_k"])}
-    fits = len(ranks) == values["users"] and all(abs(values[key] - value) < 1e-9 for key, value in counted.items())
+    fits = len(ranks) == values["users"] and (answers is None or answers.shape == (len(ranks), ANSWERS))
+    fits = fits and all(abs(values[key] - value) < 1e-9 for key, value in counted.items())
   except Exception as error:  # zipfile, zlib and numpy each raise their own kinds on a torn file
     raise _unusable(path, name, error) from error
   if not fits:
     raise InputError(f"{path} and {ranks_path(path)} are of different evaluations: {_again(name)}.")
-  return Result(name, values, ranks)
+  return Result(name, values, ranks, answers)
 
 
 def read_metrics(path: str | os.PathLike, name: str) -> dict[str, Any]:

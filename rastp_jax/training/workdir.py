@@ -8,7 +8,7 @@ checkpoints/                  see checkpoint.py
 unreadable_checkpoints/       damaged ones, moved aside rather than deleted
 lock                          held by the process that trains here
 summary.json                  once finished: steps, speed, memory, best validation
-eval_test.json, eval_test.npz        an evaluation's metrics and every user's rank
+eval_test.json, eval_test.npz        an evaluation's metrics; every user's rank and first answers
 imported.json                 where the weights of an imported run come from
 """
 

@@ -1,12 +1,9 @@
-"""What a report shows of a run beyond its metrics: the tokens that survive, and what the model answers."""
-
-from collections.abc import Sequence
+"""What a report shows of a run beyond its results: its users' items, and which of their tokens survive."""
 
 from rastp_jax.data import histories as histories_lib
-from rastp_jax.evaluation.html_report import ANSWERS, Inspection
+from rastp_jax.evaluation.html_report import Inspection
 from rastp_jax.evaluation.measure_survival import measure_survival
 from rastp_jax.runtime import terminal
-from rastp_jax.serving.recommender import Recommender
 from rastp_jax.training import runs
 
 # Every share on the page is then exact to about a percent, and encoding takes seconds, not minutes.
@@ -31,11 +28,4 @@ def inspect_run(workdir: str, split: str, data_dir: str | None = None) -> Inspec
     survival = measure_survival(
       saved.model, saved.histories, saved.semantic_ids, saved.config, saved.mesh, split, users=_MEASURED_USERS
     )
-
-  def answers(users: Sequence[int]) -> list[list[int]]:
-    rows = {item.item_id: row for row, item in enumerate(items)}
-    asked = [[items[row].item_id for row in histories[user]] for user in users]
-    found = Recommender(saved, items).recommend(asked, ANSWERS)
-    return [[rows[item.item_id] for item in one] for one in found]
-
-  return Inspection([item.title for item in items], histories, saved.histories.items[ends - 1], survival, answers)
+  return Inspection([item.title for item in items], histories, saved.histories.items[ends - 1], survival)
