@@ -277,7 +277,7 @@ def test_results_come_back_and_mixed_up_files_are_refused(tmp_path):
   result = make_result("run", [0, 3, 12, 9])
   results.save(path, result)
   loaded = results.load(path, "run")
-  assert loaded.metrics == result.metrics and loaded.ranks.tolist() == [0, 3, 12, 9] and loaded.answers is None
+  assert loaded.metrics == result.metrics and loaded.ranks.tolist() == [0, 3, 12, 9] and loaded.answers.shape == (0, 5)
   answers = np.asarray([[4, 1, 2, 0, 3], [1, 2, 3, 4, -1], [5] * 5, [-1] * 5])
   results.save(path, dataclasses.replace(result, answers=answers))
   assert results.load(path, "run").answers.tolist() == answers.tolist()

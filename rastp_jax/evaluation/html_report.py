@@ -326,7 +326,7 @@ def _strip(user: int, groups: Sequence[Group], inspections: Sequence[Inspection]
 
 def _answers(result: Result, user: int, inspection: Inspection) -> list[dict[str, Any]] | None:
   """The items that a model recommended to a user when it was evaluated; None where they were not kept."""
-  if result.answers is None:
+  if not len(result.answers):
     return None
   target = inspection.targets[user]
   items = [int(item) for item in result.answers[user] if item >= 0]  # unless decoding is constrained, some are none

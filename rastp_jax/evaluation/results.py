@@ -18,6 +18,10 @@ from rastp_jax.runtime import files
 from rastp_jax.training.workdir import Workdir
 
 
+def _no_answers() -> np.ndarray:
+  return np.empty((0, ANSWERS), np.int32)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
   """An evaluated run.
@@ -27,20 +31,19 @@ class Result:
     metrics: the JSON's content; "config" as from `config.to_dict`.
     ranks: int32 (users,) of each user's target from 0, the beam width where it was not found; empty where a reader
       can do without.
-    answers: int32 (users, `ANSWERS`), see `UserRanks`; None where they were not kept.
+    answers: int32 (users, `ANSWERS`), see `UserRanks`; empty where they were not kept.
   """
 
   name: str
   metrics: Mapping[str, Any]
   ranks: np.ndarray
-  answers: np.ndarray | None = None
+  answers: np.ndarray = dataclasses.field(default_factory=_no_answers)
 
 
 def save(path: str | os.PathLike, result: Result) -> None:
   """Writes a result's metrics to `path` and its arrays beside it, under the same name with .npz."""
-  arrays = {"ranks": result.ranks} if result.answers is None else {"ranks": result.ranks, "answers": result.answers}
   buffer = io.BytesIO()
-  np.savez_compressed(buffer, **{name: array.astype(np.int32) for name, array in arrays.items()})
+  np.savez_compressed(buffer, ranks=result.ranks.astype(np.int32), answers=result.answers.astype(np.int32))
   files.write_atomic(ranks_path(path), buffer.getvalue())
   files.write_json(path, result.metrics)
 
@@ -58,9 +61,9 @@ def load(path: str | os.PathLike, name: str) -> Result:
   values = read_metrics(path, name)
   try:
     with files.open_npz(ranks_path(path)) as file:
-      ranks, answers = file["ranks"], file.get("answers")
+      ranks, answers = file["ranks"], file.get("answers", _no_answers())
     counted = {key: metrics.user_values(ranks, key).mean() for key in metrics.names(values["config"]["eval"]["top_k"])}
-    fits = len(ranks) == values["users"] and (answers is None or answers.shape == (len(ranks), ANSWERS))
+    fits = len(ranks) == values["users"] and answers.shape in ((len(ranks), ANSWERS), (0, ANSWERS))
     fits = fits and all(abs(values[key] - value) < 1e-9 for key, value in counted.items())
   except Exception as error:  # zipfile, zlib and numpy each raise their own kinds on a torn file
     raise _unusable(path, name, error) from error
