@@ -43,7 +43,8 @@ class UserRanks:
   def merge_hosts(self) -> None:
     """Gives every host all hosts' users; each user must have been evaluated by one host only."""
     self.ranks = processes.allgather(self.ranks).max(0)
-    self.answers = processes.allgather(self.answers).max(0)
+    # By columns: all hosts' answers at once would be several times the memory of all hosts' ranks.
+    self.answers = np.stack([processes.allgather(column).max(0) for column in self.answers.T], axis=1)
     self.best_ranks = processes.allgather(self.best_ranks).min(0)
 
   def coverage(self, top_k: Iterable[int]) -> dict[str, float]:
