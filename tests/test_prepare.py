@@ -13,6 +13,7 @@ from rastp_jax.data import datasets, tfds_tables
 from rastp_jax.data.sources import detect
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli
+from rastp_jax.semantic_ids import codes
 from rastp_jax.semantic_ids.preparation import prepare
 from tests.helpers.commands import command, started
 
@@ -202,6 +203,27 @@ def test_config_files_that_cannot_be_used(tmp_path):
   )
   assert_refused(command("rastp_jax.prepare", f"--config={tmp_path}/beuty.py"), f"did you mean {tmp_path}/beauty.py?")
   assert_refused(command("rastp_jax.prepare", f"--config={tmp_path}/beauty.py"), "widht")
+
+
+def test_the_config_json_of_a_run_is_a_config(tmp_path):
+  file = tmp_path / "config.json"
+  sections = {"data": {"dataset": "synthetic", "data_dir": str(tmp_path / "data")}, "semantic_ids": {"width": 16}}
+  file.write_text(json.dumps(sections))  # with a name of 0.1.0
+  arguments = ("rastp_jax.prepare", f"--config={file}")
+  code, out, err = command(*arguments, "--config.semantic_ids.levels=2")
+  assert code == 0, err
+  ids = codes.load(tmp_path / "data" / "semantic_ids" / "synthetic.npz")
+  assert ids.widths[:2] == (16, 16) and ids.learned.shape[1] == 2
+  for text, sentence in (
+    ("{", "config.json cannot be read (Expecting property name"),
+    ('{"data": {"max_item": 5}}', "config.json cannot be read (config.data.max_item is not a setting of this program"),
+    (None, "config.json cannot be read (No such file or directory): give the config.json of a run, or a Python file"),
+  ):
+    file.unlink() if text is None else file.write_text(text)
+    assert_refused(command(*arguments), sentence)
+  assert_refused(
+    command(*arguments[:-1], f"--config={file}:cpu"), f"{file} takes no variants: leave out :cpu, and give"
+  )
 
 
 def assert_refused(done: tuple[int, str, str], sentence: str):

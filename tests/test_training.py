@@ -403,7 +403,8 @@ def test_two_accumulated_batches_equal_one_of_twice_the_rows():
   [
     (
       {"model__d_ff": 64},
-      "config.model.d_ff=32, not 64: resume it with its own value, or train in another --workdir.",
+      "config.model.d_ff=32, not 64: resume it with its own value (--config=RUN/config.json has all of them), or train "
+      "in another --workdir.",
     ),
     ({"reduction__keep_ratio": (0.5,)}, "config.reduction.keep_ratio=(0.3333333333333333,), not (0.5,): "),
     ({"train__schedule": "cosine"}, "config.train.schedule='constant', not 'cosine': "),
@@ -413,7 +414,7 @@ def test_other_config_is_refused(reference, changes, sentence):
   before = (reference / "config.json").read_text()
   with pytest.raises(InputError) as error:
     run(reference, **changes)
-  assert f"{reference} holds a run with {sentence}" in str(error.value)
+  assert f"{reference} holds a run with {sentence.replace('RUN', str(reference))}" in str(error.value)
   assert (reference / "config.json").read_text() == before
 
 
@@ -508,27 +509,24 @@ def test_a_workdir_with_the_names_of_version_0_1_resumes_exactly(tmp_path, refer
     run(tmp_path, reduction__method="recent")
 
 
-def test_a_run_begun_in_another_order_of_samples_is_refused_unless_finished(tmp_path, reference):
-  unfinished, finished = tmp_path / "unfinished", tmp_path / "finished"
+def test_a_run_begun_in_another_order_of_samples_goes_on_in_this_one_and_says_so(tmp_path, reference, capsys):
   with pytest.raises(Died):
-    run(unfinished, batches=die_at(8))
-  shutil.copytree(reference, finished)
-  for path in tmp_path.glob("*/checkpoints/*/progress/metadata"):
-    written = json.loads(path.read_text())
-    assert written.pop("order") == ORDER and written.pop("checksum")
-    path.write_text(json.dumps(written))
-  before = files_of(unfinished)
-  with pytest.raises(InputError, match="was begun by a version of this program that takes samples in another order: "):
-    run(unfinished)
-  assert files_of(unfinished) == before
-  assert saved_params(unfinished).step == 5
-  assert run(finished).step == 12
-  with pytest.raises(InputError, match="in another order"):
-    run(finished, train__length="15 steps")
-
-
-def files_of(workdir: pathlib.Path) -> dict[str, bytes]:
-  return {str(path): path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != "lock"}
+    run(tmp_path, batches=die_at(8))
+  (first,) = Workdir(tmp_path).checkpoints.glob("*/progress/metadata")
+  written = json.loads(first.read_text())
+  assert written.pop("order") == ORDER and written.pop("checksum")
+  first.write_text(json.dumps(written))  # as before orders were recorded
+  capsys.readouterr()
+  epoch = 5 // setup_of().plan.steps_per_epoch + 1
+  assert run(tmp_path).step == 12
+  warning = f"another order. From step 5 on it takes them in this version's: of epoch {epoch}, some may come twice"
+  assert warning in capsys.readouterr().out
+  assert logged(tmp_path) == logged(reference)  # whose batches from step 5 on are this version's
+  assert_equal(saved_params(tmp_path).params, saved_params(reference).params)
+  newest = Workdir(tmp_path).checkpoints / "12" / "progress" / "metadata"
+  assert json.loads(newest.read_text())["order"] == ORDER
+  run(tmp_path, train__length="15 steps")
+  assert "another order" not in capsys.readouterr().out  # it is in this version's now
 
 
 def test_progress_of_version_0_1_is_read():

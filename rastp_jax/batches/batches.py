@@ -25,7 +25,7 @@ from rastp_jax.semantic_ids.codes import SemanticIds
 # user (B,) int64 in evaluation, -1 for filler rows. With codes: history (B, N, R), target (B, R), weight.
 Batch = dict[str, np.ndarray]
 
-# Which sample comes when. A change of this order is a new number: a run goes on only in the order it was begun in.
+# Which sample comes when. A change of this order is a new number: a run that was begun in another one says so.
 ORDER = 2
 _ENDLESS = 2**62  # a source has no last batch: training ends when the trainer says so
 

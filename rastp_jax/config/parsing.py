@@ -165,7 +165,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def default_config_dict() -> ml_collections.ConfigDict:
   """All settings at their defaults, as the ConfigDict that `configs/*.py` edit."""
-  return _Editable("", to_dict(Config()))
+  return to_config_dict(Config())
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+  """All settings as a ConfigDict that takes no other names; former names of settings are understood."""
+  return _Editable("", to_dict(config))
 
 
 def with_values(config: Config, assignments: Iterable[tuple[str, Any]]) -> Config:

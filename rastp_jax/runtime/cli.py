@@ -22,7 +22,7 @@ from ml_collections import config_flags  # noqa: E402
 
 from rastp_jax import config as config_lib  # noqa: E402
 from rastp_jax.errors import EXIT_MISTAKE, EXIT_RESUME, InputError  # noqa: E402
-from rastp_jax.runtime import buckets, machine, processes, xla  # noqa: E402
+from rastp_jax.runtime import buckets, machine, processes, recorded_config, xla  # noqa: E402
 
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -37,7 +37,8 @@ def define_config_flag() -> flags.FlagHolder:
     "config",
     None,
     "A dataset that comes with this package, or a Python file with get_config(), variants after a colon, like "
-    f"beauty:cpu,dense or configs/own.py:cpu; override settings with --config.SECTION.FIELD=VALUE. {_settings_help()}",
+    "beauty:cpu,dense or configs/own.py:cpu, or the config.json of a run; override settings with "
+    f"--config.SECTION.FIELD=VALUE. {_settings_help()}",
   )
   flags.FLAGS["config"].default_as_str = None  # --help would show the default 'None'
   return holder
@@ -232,9 +233,14 @@ def _find_config_file(value: str) -> str:
   """PATH or PATH:VARIANTS of a config that is given by its path or by the name of one that comes with the package.
 
   Raises:
-    InputError: there is none; ml_collections would end in a traceback.
+    InputError: there is none, or it is JSON that holds no settings; ml_collections would end in a traceback.
   """
+  if value.endswith(".json"):
+    recorded_config.get_config(value)
+    return f"{recorded_config.__file__}:{value}"
   path, colon, variants = value.partition(":")
+  if path.endswith(".json"):
+    raise InputError(f"{path} takes no variants: leave out :{variants}, and give settings as flags of their own.")
   shipped = pathlib.Path(__file__).parents[1] / "configs"
   if "/" not in path and not path.endswith(".py"):
     near, there = path, sorted(file.stem for file in shipped.glob("*.py"))

@@ -51,6 +51,8 @@ def train(
 ) -> TrainResult:
   """Trains, or goes on where the workdir's last checkpoint stands, exactly as if it had not been interrupted.
 
+  The one exception: a checkpoint of a version that takes samples in another order goes on in this one's, and says so.
+
   Args:
     setup: what to train on, and for how long.
     workdir: takes the logs, checkpoints and, in the end, the summary. Several processes share it.
@@ -84,9 +86,10 @@ def train(
         files.write_json(workdir.summary, _summary(result, setup, saved.samples))
       return result
     if step and saved.order != ORDER:  # before its first step, a run has no order yet
-      raise InputError(
-        f"{workdir} was begun by a version of this program that takes samples in another order: finish it with that "
-        "version, or train in another --workdir (evaluating and recommending work as they are)."
+      terminal.say(
+        f"WARNING: {workdir} was begun by a version of this program that takes samples in another order. From step "
+        f"{step:,} on it takes them in this version's: of epoch {step // plan.steps_per_epoch + 1}, some may come "
+        "twice and some not at all; later epochs are whole."
       )
     state = from_saved(restored[0]) if restored else setup.fresh_state()
 

@@ -28,7 +28,7 @@ import numpy as np
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, May
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import buckets, files, processes
+from rastp_jax.runtime import buckets, files, processes, recorded_config
 from rastp_jax.training.checkpoint import Checkpoints
 
 
@@ -106,14 +106,12 @@ class Workdir:
       )
       raise InputError(f"{self} holds no training run (there is no {self.config}): {hint}")
     advice = "put back a copy of it, or use another --workdir"
-    values = files.read_json(self.config, advice)
-    try:
-      config = config_lib.from_dict(values)
-      if config.model.dtype == "auto":
-        raise InputError("model.dtype is auto, and a run records what it computes in")
-      return config
-    except Exception as error:  # whatever settings that nobody wrote happen to raise
-      raise InputError(f"{self.config} cannot be read ({files.first_line(error)}): {advice}.") from error
+    config = recorded_config.read(self.config, advice)
+    if config.model.dtype == "auto":
+      raise InputError(
+        f"{self.config} cannot be read (model.dtype is auto, and a run records what it computes in): {advice}."
+      )
+    return config
 
   def begun(self) -> Config | None:
     """`read_config`, or None where nothing has been trained yet."""
@@ -271,8 +269,8 @@ class Workdir:
     for name, was in config_lib.flat(before).items():
       if was != now[name] and name not in free:
         raise InputError(
-          f"{self} holds a run with config.{name}={was!r}, not {now[name]!r}: resume it with its own value, or train "
-          "in another --workdir."
+          f"{self} holds a run with config.{name}={was!r}, not {now[name]!r}: resume it with its own value "
+          f"(--config={self}/{self.config.name} has all of them), or train in another --workdir."
         )
 
   def _check_fingerprints(self, trained: Mapping[str, str], now: Mapping[str, str]) -> None:
