@@ -33,8 +33,10 @@ def trained(tmp_path_factory):
   said = {}
   for name, *arguments in commands:
     arguments = [argument.replace(BEAUTY, GENERATED) for argument in arguments]
+    if name != "rastp_jax.prepare":
+      arguments.append("--compilation_cache=compiled")
     if name == "rastp_jax.train":
-      arguments += [*SMALL, "--compilation_cache=compiled"]
+      arguments += SMALL
       one = [argument for argument in arguments if not argument.startswith("--workdir")]
       code, _, err = command(name, *one, "--workdir=untrained", "--config.train.length=1 steps", cwd=place)
       assert code == 0, err
