@@ -510,23 +510,28 @@ def test_a_workdir_with_the_names_of_version_0_1_resumes_exactly(tmp_path, refer
 
 
 def test_a_run_begun_in_another_order_of_samples_goes_on_in_this_one_and_says_so(tmp_path, reference, capsys):
+  unfinished, finished = tmp_path / "unfinished", tmp_path / "finished"
   with pytest.raises(Died):
-    run(tmp_path, batches=die_at(8))
-  (first,) = Workdir(tmp_path).checkpoints.glob("*/progress/metadata")
-  written = json.loads(first.read_text())
-  assert written.pop("order") == ORDER and written.pop("checksum")
-  first.write_text(json.dumps(written))  # as before orders were recorded
+    run(unfinished, batches=die_at(8))
+  shutil.copytree(reference, finished)
+  for path in tmp_path.glob("*/checkpoints/*/progress/metadata"):
+    written = json.loads(path.read_text())
+    assert written.pop("order") == ORDER and written.pop("checksum")
+    path.write_text(json.dumps(written))  # as before orders were recorded
   capsys.readouterr()
   epoch = 5 // setup_of().plan.steps_per_epoch + 1
-  assert run(tmp_path).step == 12
+  assert run(unfinished).step == 12
   warning = f"another order. From step 5 on it takes them in this version's: of epoch {epoch}, some may come twice"
   assert warning in capsys.readouterr().out
-  assert logged(tmp_path) == logged(reference)  # whose batches from step 5 on are this version's
-  assert_equal(saved_params(tmp_path).params, saved_params(reference).params)
-  newest = Workdir(tmp_path).checkpoints / "12" / "progress" / "metadata"
+  assert logged(unfinished) == logged(reference)  # whose batches from step 5 on are this version's
+  assert_equal(saved_params(unfinished).params, saved_params(reference).params)
+  newest = Workdir(unfinished).checkpoints / "12" / "progress" / "metadata"
   assert json.loads(newest.read_text())["order"] == ORDER
-  run(tmp_path, train__length="15 steps")
-  assert "another order" not in capsys.readouterr().out  # it is in this version's now
+  assert run(unfinished, train__length="15 steps").step == 15
+  assert run(finished).step == 12
+  assert "another order" not in capsys.readouterr().out  # one is in this version's now, the other takes no sample
+  assert run(finished, train__length="15 steps").step == 15
+  assert "another order. From step 12 on" in capsys.readouterr().out
 
 
 def test_progress_of_version_0_1_is_read():

@@ -238,9 +238,12 @@ def _find_config_file(value: str) -> str:
   if value.endswith(".json"):
     recorded_config.get_config(value)
     return f"{recorded_config.__file__}:{value}"
+  recorded, colon, variants = value.partition(".json:")
+  if colon:
+    raise InputError(
+      f"{recorded}.json takes no variants: leave out :{variants}, and give settings as flags of their own."
+    )
   path, colon, variants = value.partition(":")
-  if path.endswith(".json"):
-    raise InputError(f"{path} takes no variants: leave out :{variants}, and give settings as flags of their own.")
   shipped = pathlib.Path(__file__).parents[1] / "configs"
   if "/" not in path and not path.endswith(".py"):
     near, there = path, sorted(file.stem for file in shipped.glob("*.py"))
