@@ -45,7 +45,7 @@ def run_on():
       setup = make_setup(config, histories, semantic_ids, mesh=mesh)
       state = setup.state_with(step.fresh_params(config, semantic_ids))
       placed = sharding.place_batch(batch, mesh, row_axis=1)
-      program = step.make_train_step(setup.graph, setup.optimizer, mesh).lower(state, placed).compile()
+      program = setup.train_steps[0].lower(state, placed).compile()
       losses = []
       for _ in range(2):
         state = program(state, placed)

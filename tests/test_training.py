@@ -202,7 +202,8 @@ def test_minutes_count_training_only_and_survive_restarts(tmp_path, monkeypatch)
 
 
 def test_resume_is_exact_and_compiles_once_a_bucket(tmp_path):
-  whole, broken, buckets = tmp_path / "whole", tmp_path / "broken", {"data__bucket_lengths": (3, 6)}
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  buckets = {"data__bucket_lengths": (3, 6), "train__seed": 204}  # so that no other test compiles this
   compiled = count_compilations("jit(train_step)")
   run(whole, **buckets)
   assert compiled() == 2
@@ -211,7 +212,7 @@ def test_resume_is_exact_and_compiles_once_a_bucket(tmp_path):
   with (broken / "metrics.jsonl").open("a") as file:
     file.write('{"step": 7, "loss": 1.0}\n{"step": 9, "lo')  # logged after the checkpoint of step 5, and torn
   assert run(broken, **buckets).step == 12
-  assert compiled() == 6
+  assert compiled() == 2  # of one setup, however often it is trained
   assert list(logged(broken)) == [3, 6, 9, 12]
   for field in ("loss", "loss_level_0", "grad_norm", "learning_rate", "epoch"):
     assert logged(broken, field) == logged(whole, field)

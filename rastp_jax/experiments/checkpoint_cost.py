@@ -21,7 +21,7 @@ from rastp_jax.runtime import cli, files, sharding
 from rastp_jax.training import runs
 from rastp_jax.training.plan import SavedProgress
 from rastp_jax.training.setup import make_setup
-from rastp_jax.training.step import make_train_step, to_saved
+from rastp_jax.training.step import to_saved
 from rastp_jax.training.workdir import Workdir
 
 _CONFIG = cli.define_config_flag()
@@ -35,7 +35,7 @@ def main() -> None:
     files.check_writable(_OUTPUT.value)
   config = cli.load_config(_CONFIG.value)
   setup = make_setup(config, *runs.load_data(config))
-  state, train_step = setup.fresh_state(), make_train_step(setup.graph, setup.optimizer, setup.mesh)
+  state, train_step = setup.fresh_state(), setup.train_steps[0]
   batches = (
     sharding.place_batch(batch, setup.mesh, row_axis=1)
     for batch in setup.stacked_batches(0)

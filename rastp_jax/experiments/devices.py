@@ -16,7 +16,6 @@ from rastp_jax.errors import InputError
 from rastp_jax.experiments import results
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.runtime import sharding
-from rastp_jax.training import step
 from rastp_jax.training.setup import make_setup
 
 _METHODS = flags.DEFINE_list("methods", ["none", "recent", "rastp"], "Reductions; none: dense.")
@@ -51,7 +50,7 @@ def _losses(method: str, count: int) -> np.ndarray:
   config = make_config(reduction__method=method, train__learning_rate=_LEARNING_RATE.value)
   mesh = sharding.make_mesh(devices=jax.devices()[:count])
   setup = make_setup(config, *make_data(), mesh=mesh)
-  state, train_step = setup.fresh_state(), step.make_train_step(setup.graph, setup.optimizer, mesh)
+  state, train_step = setup.fresh_state(), setup.train_steps[0]
   sums = [(0.0, 0.0)]  # of losses and of samples, up to each step
   for batch in itertools.islice(setup.stacked_batches(0), _STEPS.value):
     state = train_step(state, sharding.place_batch(batch, mesh, row_axis=1))

@@ -1,7 +1,8 @@
 """Everything before the first step: what a run trains on, how long, and with what. Refuses what cannot be trained."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +24,16 @@ from rastp_jax.semantic_ids.collaborative import cooccurrence_vectors
 from rastp_jax.training import runs
 from rastp_jax.training.optimizer import make_optimizer, make_schedule
 from rastp_jax.training.plan import CRITERION, TrainPlan, make_plan
-from rastp_jax.training.step import TrainState, abstract_model, fresh_params, make_state, placed, to_saved, zero_sums
+from rastp_jax.training.step import (
+  TrainState,
+  abstract_model,
+  fresh_params,
+  make_state,
+  make_train_step,
+  placed,
+  to_saved,
+  zero_sums,
+)
 from rastp_jax.training.teacher import Teacher
 
 
@@ -75,19 +85,27 @@ class Setup:
     """What a checkpoint holds, as shapes and types placed on the mesh."""
     return placed(jax.eval_shape(to_saved, self.shapes), self.mesh)
 
+  @functools.cached_property
+  def train_steps(self) -> tuple[Callable[[TrainState, Mapping[str, jax.Array]], TrainState], ...]:
+    """The step for each of `drawn_graphs`, see `make_train_step`; trained twice, a setup compiles them once."""
+    return tuple(make_train_step(graph, self.optimizer, self.mesh) for graph in self.drawn_graphs)
+
   def fresh_state(self) -> TrainState:
     """The state before the first step, made where it belongs."""
     given = {}
     if self.config.model.item_scores == "vectors":
       given["item_embedding"] = taken_together(self.histories, self.config.model.d_model)
+    return self._fresh_state(given)
 
+  @functools.cached_property
+  def _fresh_state(self) -> Callable[[Mapping[str, np.ndarray]], TrainState]:
     def fresh(given: Mapping[str, jax.Array]) -> TrainState:
       params = fresh_params(self.config, self.semantic_ids)
       for name, values in given.items():  # rows of zeros: nothing is known
         params[name] = jnp.where(jnp.any(values != 0, axis=1, keepdims=True), values, params[name])
       return self._state_of(params)
 
-    return jax.jit(fresh, out_shardings=_shardings(self.shapes))(given)
+    return jax.jit(fresh, out_shardings=_shardings(self.shapes))
 
   def state_with(self, params: Any) -> TrainState:
     """The state before the first step with given parameters: a nested dict of arrays."""

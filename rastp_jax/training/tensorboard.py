@@ -27,7 +27,8 @@ class EventWriter:
 
   def __init__(self, directory: str | os.PathLike, step: int):
     pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-    self._events = EventsWriter(str(pathlib.Path(directory) / "events"))
+    # Its own names tell starts apart by the second.
+    self._events = EventsWriter(str(pathlib.Path(directory) / "events"), filename_suffix=f".{time.time_ns()}")
     self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, scalars: Mapping[str, float], histograms: Mapping[str, np.ndarray]) -> None:

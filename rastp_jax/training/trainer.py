@@ -23,7 +23,7 @@ from rastp_jax.training.plan import CRITERION, BestMetric, Due, SavedProgress
 from rastp_jax.training.profiling import Trace, make_kept_positions
 from rastp_jax.training.progress import Clock, Progress, duration_text, ending
 from rastp_jax.training.setup import Setup
-from rastp_jax.training.step import TrainState, from_saved, make_train_step, to_saved
+from rastp_jax.training.step import TrainState, from_saved, to_saved
 from rastp_jax.training.workdir import Workdir
 
 
@@ -94,7 +94,6 @@ def train(
     state = from_saved(restored[0]) if restored else setup.fresh_state()
 
     # 2. What the loop calls.
-    train_steps = [make_train_step(graph, setup.optimizer, setup.mesh) for graph in setup.drawn_graphs]
     reset_sums = jax.jit(setup.fresh_sums, out_shardings={name: x.sharding for name, x in setup.shapes.sums.items()})
     everywhere = sharding.replicated(sharding.whole_batch_mesh(setup.mesh))
     copy_to_all = jax.jit(lambda params: params, out_shardings=everywhere)
@@ -130,7 +129,7 @@ def train(
         if needed not in programs:
           with _paused(clock, state), progress.doing(_compiling(setup, shape, len(programs) + 1), every_line=True):
             learned = teacher(batch) if teacher else batch
-            programs[needed] = train_steps[drawn].lower(state, learned).compile()
+            programs[needed] = setup.train_steps[drawn].lower(state, learned).compile()
         with jax.transfer_guard("disallow"):  # nothing may make the host wait for the devices unnoticed
           state = programs[needed](state, teacher(batch) if teacher else batch)
         progress.poll(step + plan.steps_per_dispatch)

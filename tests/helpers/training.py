@@ -1,5 +1,6 @@
 """Tiny training runs on one device, and what is read of them."""
 
+import functools
 import itertools
 import json
 import pathlib
@@ -21,8 +22,17 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def setup_of(*, mesh=None, data_seed=0, validates=False, **changes) -> Setup:
-  """The setup of a tiny run; changes as for `make_config`."""
-  return make_setup(make_config(**changes), *make_data(data_seed), mesh=mesh or one_device(), validates=validates)
+  """The setup of a tiny run, the same one for the same arguments, so that it compiles once; changes as for
+  `make_config`.
+  """
+  return _setup_of(jax.jit, mesh or one_device(), data_seed, validates, tuple(sorted(changes.items())))
+
+
+@functools.cache
+def _setup_of(jit, mesh, data_seed, validates, changes) -> Setup:
+  """With `jit` an argument: a test that compiles in its own way gets setups of its own."""
+  del jit
+  return make_setup(make_config(**dict(changes)), *make_data(data_seed), mesh=mesh, validates=validates)
 
 
 def run(workdir, evaluate=None, *, batches=None, profile_steps=None, **changes) -> trainer.TrainResult:

@@ -20,7 +20,6 @@ from rastp_jax.runtime import sharding
 from rastp_jax.runtime.xla import device_bytes, device_flops, device_traffic, written_flops
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training.setup import make_setup
-from rastp_jax.training.step import make_train_step
 
 # Peak of dense bfloat16 arithmetic in FLOP/s and memory bandwidth in bytes/s, by JAX's name of the device (data sheets,
 # without sparsity, largest memory).
@@ -114,7 +113,6 @@ class TrainingSpeed:
     self._steps: dict[Any, _Step] = {}
     self._random = random.Random(first.config.train.seed)
     for name, setup in self._setups.items():
-      train_step = make_train_step(setup.graph, setup.optimizer, mesh)
       self._shapes[name] = []
       for bucket in (bucket for bucket in setup.batches.buckets if bucket.batches):
         length = bucket.items * layout.item_length
@@ -124,7 +122,7 @@ class TrainingSpeed:
           batches = (setup.batches[step] for step in range(setup.batches.steps_per_epoch))
           placed = self._place(next(b for b in batches if b["history"].shape[:2] == (bucket.rows, bucket.items)))
           start = time.perf_counter()
-          lowered = train_step.lower(self._state, placed)
+          lowered = setup.train_steps[0].lower(self._state, placed)
           program = lowered.compile()
           seconds = time.perf_counter() - start
           self._steps[key] = _Step(program, placed, seconds, *costs(lowered, program, mesh))
