@@ -141,7 +141,7 @@ def test_scores_by_vectors_are_not_rounded_to_bfloat16():
   ids = saved.semantic_ids
   model = make_model(config, ids.widths, num_items=ids.num_items, rngs=nnx.Rngs(0))
   _, batch = make_batch(saved)
-  memory = model.encode(batch["history"])
+  memory = jax.jit(model.encode)(batch["history"])
   newest = first_of_newest(saved, memory)
   wide = lambda x: np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32))
   scores = wide(memory.hidden)[np.arange(6), newest] @ wide(model.item_embedding[...]).T

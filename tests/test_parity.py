@@ -82,7 +82,7 @@ def test_forward(case, differences):
   tokens = case.model.embed_history(case.history)
   close("embeddings", tokens.hidden, case["enc_in"], 1e-5, differences)
   np.testing.assert_array_equal(tokens.mask, case.arrays["enc_mask"] == 1)
-  encoded, stages = case.model.encode_tokens(tokens)
+  encoded, stages = jax.jit(case.model.encode_tokens)(tokens)
   mask = np.asarray(encoded.mask)
   if stages:
     full_mask = case.arrays["enc_mask"] == 1
@@ -98,7 +98,7 @@ def test_forward(case, differences):
   else:
     assert mask.shape[1] == tokens.mask.shape[1]
   close("encoder output", encoded.hidden[mask], case["enc_out"][mask], 1e-5, differences)
-  decoded = case.model.decode(encoded, case.labels)
+  decoded = jax.jit(case.model.decode)(encoded, case.labels)
   close("decoder output", decoded, case["dec_out"][:, :-1], 1e-5, differences)
   close("logits", np.stack(case.model.logits(decoded)), case["logits"], 1e-5, differences)
 
