@@ -95,7 +95,9 @@ def test_adam_l2_matches_the_published_step():
   names = [key.removeprefix("prune/adam1/") for key in golden if key.startswith("prune/adam1/")]
   names = [name for name in names if f"prune/grad/{name}" in golden]
   assert names
-  train = make_config(train__optimizer="adam_l2", train__weight_decay=1e-4, train__clip_norm=0.0).train
+  train = make_config(
+    train__optimizer="adam_l2", train__weight_decay=1e-4, train__clip_norm=0.0, train__learning_rate=1e-3
+  ).train
   params, grads = ({name: jnp.asarray(golden[prefix + name]) for name in names} for prefix in ("param/", "prune/grad/"))
   got = apply(optimizer.make_optimizer(train, None), params, [grads])
   for name in names:
@@ -560,7 +562,7 @@ def test_overrides_of_a_run_go_by_the_settings_roles():
       runs.override(make_config(), [text])
 
 
-# What version 0.1.0 wrote into the workdir of a tiny run
+# What version 0.1.0 wrote into the workdir of a tiny run, but for the learning rate
 CONFIG_0_1 = """
 {"data": {"brand_column": "brand", "bucket_items": [6], "buckets": 5, "categories_column": "categories", "core": 5,
 "data_dir": "data", "dataset": "beauty", "item_column": "item", "max_items": 6, "min_length": 3, "mix_users": true,
@@ -578,7 +580,7 @@ CONFIG_0_1 = """
 "sentence-transformers/all-MiniLM-L6-v2", "text_template": "Title: {title}; Brand: {brand}; Categories: {categories}",
 "train_batch": 1024, "train_steps": 2000, "width": 256}, "train": {"accumulate": 1, "batch_size": 16,
 "checkpoint_every": "5 steps", "clip_norm": 1.0, "eval_every": "100 steps", "eval_users": 0, "keep_checkpoints": 2,
-"learning_rate": 0.001, "length": "12 steps", "log_every": "3 steps", "max_nonfinite_steps": 10, "optimizer": "adamw",
+"learning_rate": 0.0001, "length": "12 steps", "log_every": "3 steps", "max_nonfinite_steps": 10, "optimizer": "adamw",
 "patience": 10, "schedule": "constant", "seed": 999, "steps_per_dispatch": 1, "warmup": "3 steps", "weight_decay":
 0.05}}
 """
