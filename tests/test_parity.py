@@ -1,5 +1,6 @@
 """Our numbers against vectors that the published PyTorch code produced (`tests/golden`)."""
 
+import functools
 import json
 import pathlib
 
@@ -12,7 +13,7 @@ from flax import nnx
 from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.generation.beam_search import beam_search
 from rastp_jax.generation.trie import build_transitions
-from rastp_jax.model import encoder_decoder
+from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.model.layers import relative_bucket
 from rastp_jax.model.torch_names import load_published, published_names
 from rastp_jax.reduction import scores
@@ -47,7 +48,7 @@ class Case:
       score_padded_queries=True,
     )
     widths = (sizes["num_embeddings_per_hierarchy"],) * sizes["num_hierarchies"]
-    self.model = encoder_decoder.EncoderDecoder(model_config, reduction, widths, rngs=nnx.Rngs(0))
+    self.model = EncoderDecoder(model_config, reduction, widths, rngs=nnx.Rngs(0))
     load_published(self.model, {k[6:]: v for k, v in self.arrays.items() if k.startswith("param/")})
     self.history = jnp.asarray(self.arrays["input_ids"]).reshape(len(self.arrays["labels"]), -1, len(widths))
     self.labels = jnp.asarray(self.arrays["labels"])
@@ -73,6 +74,26 @@ def close(name, ours, theirs, tolerance, differences):
   assert difference <= tolerance, f"{name}: {difference:.2e} > {tolerance:.0e}"
 
 
+def compiled(function, model, *arguments):
+  """function(model, *arguments), compiled once for models that differ in their weights alone."""
+  graph, params = nnx.split(model)
+  return _compiled(function, graph)(params, *arguments)
+
+
+@functools.cache
+def _compiled(function, graph):
+  return jax.jit(lambda params, *arguments: function(nnx.merge(graph, params), *arguments))
+
+
+def loss_and_gradients(model, batch):
+  graph, params = nnx.split(model)
+  return jax.value_and_grad(lambda params: nnx.merge(graph, params).loss(batch), has_aux=True)(params)
+
+
+def ten_beams(model, history, transitions):
+  return beam_search(model, model.encode(history), transitions, 10, renormalize=True)
+
+
 def equal(name, ours, theirs, differences):
   np.testing.assert_array_equal(ours, theirs, err_msg=name)
   differences.setdefault(name, {"tolerance": 0.0, "largest difference": 0.0})
@@ -82,7 +103,7 @@ def test_forward(case, differences):
   tokens = case.model.embed_history(case.history)
   close("embeddings", tokens.hidden, case["enc_in"], 1e-5, differences)
   np.testing.assert_array_equal(tokens.mask, case.arrays["enc_mask"] == 1)
-  encoded, stages = jax.jit(case.model.encode_tokens)(tokens)
+  encoded, stages = compiled(EncoderDecoder.encode_tokens, case.model, tokens)
   mask = np.asarray(encoded.mask)
   if stages:
     full_mask = case.arrays["enc_mask"] == 1
@@ -98,20 +119,14 @@ def test_forward(case, differences):
   else:
     assert mask.shape[1] == tokens.mask.shape[1]
   close("encoder output", encoded.hidden[mask], case["enc_out"][mask], 1e-5, differences)
-  decoded = jax.jit(case.model.decode)(encoded, case.labels)
+  decoded = compiled(EncoderDecoder.decode, case.model, encoded, case.labels)
   close("decoder output", decoded, case["dec_out"][:, :-1], 1e-5, differences)
   close("logits", np.stack(case.model.logits(decoded)), case["logits"], 1e-5, differences)
 
 
 def test_loss_and_gradients(case, differences):
-  graphdef, params = nnx.split(case.model)
-
-  def loss(params):
-    weight = jnp.ones(len(case.labels))
-    batch = {"history": case.history, "target": case.labels, "weight": weight}
-    return nnx.merge(graphdef, params).loss(batch)
-
-  (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  batch = {"history": case.history, "target": case.labels, "weight": jnp.ones(len(case.labels))}
+  (value, metrics), gradients = compiled(loss_and_gradients, case.model, batch)
   close("loss", value, case["loss"], 1e-5, differences)
   per_level = [metrics[f"loss_level_{level}"] for level in range(4)]
   close("loss per level", per_level, case["loss_per_hierarchy"], 1e-5, differences)
@@ -131,9 +146,7 @@ def test_loss_and_gradients(case, differences):
 @pytest.mark.parametrize("constrained", [False, True], ids=["free", "constrained"])
 def test_beams(case, constrained, differences):
   transitions = build_transitions(case.arrays["catalogue_sids"]) if constrained else None
-  beams = jax.jit(lambda h: beam_search(case.model, case.model.encode(h), transitions, 10, renormalize=True))(
-    case.history
-  )
+  beams = compiled(ten_beams, case.model, case.history, transitions)
   theirs = case[f"beam_ids_prefix{int(constrained)}"]
   close(
     "beam probabilities",
