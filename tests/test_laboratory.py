@@ -13,12 +13,13 @@ from rastp_jax import config as config_lib
 from rastp_jax.config import Config
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
-from rastp_jax.evaluation.comparison import Difference, paired_bootstrap, paired_seeds
-from rastp_jax.experiments.lab import cost, oracles, page, scatter, training
+from rastp_jax.evaluation.comparison import Difference, Group, paired_bootstrap, paired_seeds
+from rastp_jax.experiments.lab import collecting, cost, oracles, page, scatter
+from rastp_jax.experiments.lab.collecting import holm
 from rastp_jax.experiments.lab.rows import DENSE, all_rows, choose
 from rastp_jax.experiments.lab.scatter import Point
 from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
-from rastp_jax.experiments.lab.training import Trainings, holm
+from rastp_jax.experiments.lab.training import Trainings
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.model.factory import make_model
 from rastp_jax.reduction.methods import REDUCTIONS
@@ -157,11 +158,11 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
     }
     for name, its in seeds.items()
   }
-  group = lambda self, row: training.Group(row.name, tuple(evaluated[row.name][seed] for seed in self.seeds))
+  group = lambda self, row: Group(row.name, tuple(evaluated[row.name][seed] for seed in self.seeds))
   monkeypatch.setattr(Trainings, "group", group)
   rows = choose(["recent", "rastp"], ROWS)
   costs = {DENSE: 1.0, "recent, 1/2": 0.7, "rastp, 1/2": 0.7}
-  runs = {run["name"]: run for run in training.merge([], training.collect(trainings, rows, costs, {}))}
+  runs = {run["name"]: run for run in collecting.merge([], collecting.collect(trainings, rows, costs, {}))}
   assert {name: run["seeds"] for name, run in runs.items()} == {
     DENSE: [1, 2, 3],
     "recent, 1/2": [1, 2, 3],
@@ -169,7 +170,7 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
   }
   dense, recent, rastp = (runs[name] for name in (DENSE, "recent, 1/2", "rastp, 1/2"))
   assert (dense["name"], recent["name"], recent["budget"], recent["stage"]) == (DENSE, "recent, 1/2", 1 / 2, "train")
-  values = lambda name, *its: training.Group("", tuple(evaluated[name][seed] for seed in its)).user_values("ndcg@10")
+  values = lambda name, *its: Group("", tuple(evaluated[name][seed] for seed in its)).user_values("ndcg@10")
   expected = paired_bootstrap("ndcg@10", values(DENSE, 1, 2, 3), values("recent, 1/2", 1, 2, 3))
   assert (recent["ndcg@10_difference"], recent["p"]) == (expected.value, expected.p)
   assert recent["ndcg@10_difference_low"] < recent["ndcg@10_difference"] < recent["ndcg@10_difference_high"]
@@ -198,7 +199,7 @@ def test_runs_of_the_file_are_never_lost():
     "name": name, "p": p, "dataset": "beauty", "config": "c", "stage": stage, "samples": 5.0, "ndcg@10": p
   }  # fmt: skip
   stored = [run("a", 0.02), run("b", 0.04), run("a", 0.5, "confirm")]
-  merged = training.merge(stored, [run("b", 0.03), run(DENSE, 1.0)])
+  merged = collecting.merge(stored, [run("b", 0.03), run(DENSE, 1.0)])
   found = {(one["stage"], one["name"]): one["p_holm"] for one in merged}
   assert found == {("train", "a"): 0.04, ("train", "b"): 0.04, ("train", DENSE): None, ("confirm", "a"): 0.5}
   assert stored[0].keys() == run("a", 0.0).keys(), "what was given is not changed"
@@ -240,7 +241,7 @@ def test_where_ranks_were_not_kept_the_interval_is_over_seeds(tmp_path):
   }
   results.ranks_path(paths[recent, 3]).unlink()
   files.write_json(paths[recent, 3], files.read_json(paths[recent, 3], "") | {"ndcg@10": 0.3})
-  collect = lambda: training.collect(trainings, [dense, recent, rastp], {"recent, 1/2": 0.7, "rastp, 1/2": 0.7}, {})
+  collect = lambda: collecting.collect(trainings, [dense, recent, rastp], {"recent, 1/2": 0.7, "rastp, 1/2": 0.7}, {})
   found = {run["name"]: run for run in collect()}
   assert {name: run["interval_over"] for name, run in found.items()} == {
     DENSE: "users",
@@ -254,13 +255,55 @@ def test_where_ranks_were_not_kept_the_interval_is_over_seeds(tmp_path):
   margin = 4.302653 * np.std(ours - theirs, ddof=1) / np.sqrt(3)  # Student's t of two degrees of freedom
   ends = [mine[f"ndcg@10_difference{end}"] for end in ("_low", "", "_high")]
   np.testing.assert_allclose(ends, np.mean(ours - theirs) + np.array([-margin, 0, margin]), rtol=1e-6)
-  (table,) = page.make({"runs": training.merge([], list(found.values()))}).tables.values()
+  (table,) = page.make({"runs": collecting.merge([], list(found.values()))}).tables.values()
   assert {line[0] for line in table if any(cell.endswith("(seeds)") for cell in line)} == {"recent, 1/2"}
   results.ranks_path(paths[dense, 3]).unlink()
   with pytest.raises(
     InputError, match="rastp, 1/2 has one seed in common with dense, 3, .*missing .*dense/1_epochs/seed_3/eval"
   ):
     collect()
+
+
+def test_seeds_that_were_trained_elsewhere_count(tmp_path, capsys):
+  """The file has two seeds of a row and three of dense, whose runs are gone; another of the row is trained then."""
+  rng, recent, dense = np.random.default_rng(0), ROWS["recent, 1/2"], ROWS[DENSE]
+  first, then = (
+    Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (2,), str(tmp_path / place))
+    for place in ("gone", "here")
+  )
+  for row, seeds in ((dense, (1, 2, 3)), (recent, (1, 3))):
+    for seed in seeds:
+      save_run(first, row, seed, rng.integers(0, 20, 200))
+  stored = collecting.merge([], collecting.collect(first, [dense, recent], {}, {}))
+  before = {run["name"]: run for run in stored}
+  for seed in (2, 4):  # of the fourth there is no dense run
+    save_run(then, recent, seed, rng.integers(0, 20, 200))
+  merged = collecting.merge(stored, collecting.collect(then, [dense, recent], {}, {}, stored))
+  after = {run["name"]: run for run in merged}
+  assert after == {DENSE: before[DENSE], "recent, 1/2": after["recent, 1/2"]}
+  run, own = after["recent, 1/2"], then.group(recent)
+  assert run["seeds"] == [1, 2, 3] and run["interval_over"] == "seeds"
+  for metric in collecting.METRICS:
+    (of_seed,) = own.values(metric)
+    np.testing.assert_allclose(run[metric], (2 * before["recent, 1/2"][metric] + of_seed) / 3)
+  one, three = before["recent, 1/2"]["ndcg@10_of_seeds"]
+  expected = paired_seeds("ndcg@10", before[DENSE]["ndcg@10_of_seeds"], [one, *own.values("ndcg@10"), three])
+  ends = ("", "_low", "_high")
+  assert [run[f"ndcg@10_difference{end}"] for end in ends] == [expected.value, expected.low, expected.high]
+  places = [re.search("/(gone|here)/", command).group(1) for command in run["commands"]]
+  assert places == ["gone", "gone", "here", "here", "gone", "gone"]
+  again = collecting.merge(merged, collecting.collect(then, [dense, recent], {}, {}, merged))
+  assert again == merged
+  # A file of before, which does not hold the metrics of each seed
+  old = [{name: value for name, value in run.items() if name != "of_seeds"} for run in stored]
+  for seed in (1, 3):
+    save_run(then, dense, seed, rng.integers(0, 20, 200))
+  assert collecting.merge(old, collecting.collect(then, [dense, recent], {}, {}, old)) == old
+  said = capsys.readouterr().out.splitlines()
+  assert (
+    "recent, 1/2 stays as the file has it. It would lose seeds (1, 3), whose own metrics the file does not hold."
+    in said
+  )
 
 
 def test_seeds_of_equal_groups_do_not_differ():
@@ -304,10 +347,10 @@ def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
 
   def found(low, high):
     timed = {row.name: {"vs_dense": 0.3, "low": low, "high": high}}
-    return training.merge([], training.collect(trainings, [dense, row], {}, timed))
+    return collecting.merge([], collecting.collect(trainings, [dense, row], {}, timed))
 
   def ndcg(name, length):
-    return training.Group("", (make_result("", ranks[name, length]),)).user_values("ndcg@10")
+    return Group("", (make_result("", ranks[name, length]),)).user_values("ndcg@10")
 
   by_name = {run["name"]: run for run in found(0.3, 0.32)}
   equal = by_name[row.name]["equal_time"]

@@ -22,7 +22,7 @@ from absl import flags
 
 from rastp_jax.config import Config
 from rastp_jax.experiments.commands import AT_ONCE, run_all
-from rastp_jax.experiments.lab import cost, page, training
+from rastp_jax.experiments.lab import collecting, cost, page
 from rastp_jax.experiments.lab.rows import DENSE, Row, all_rows, choose
 from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
 from rastp_jax.experiments.lab.training import Trainings
@@ -123,8 +123,9 @@ def _collect(stored: dict[str, Any], config: Config) -> None:
     costs |= cost.encoder_flops(config, *runs.load_data(config), [rows[DENSE], *missing])
     stored["flops"] = {**stored.get("flops", {}), name: costs}
   timed = stored.get("seconds", {}).get(name, {"rows": {}})["rows"]
-  found = [run for one in finished for run in training.collect(one, list(rows.values()), costs, timed)]
-  stored["runs"] = training.merge(stored.get("runs", []), found)
+  before = stored.get("runs", [])
+  found = [run for one in finished for run in collecting.collect(one, list(rows.values()), costs, timed, before)]
+  stored["runs"] = collecting.merge(before, found)
 
 
 def _read() -> dict[str, Any]:

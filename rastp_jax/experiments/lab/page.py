@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rastp_jax.experiments.lab import scatter
+from rastp_jax.experiments.lab.collecting import CONTROL, comparison
 from rastp_jax.experiments.lab.rows import DENSE
 from rastp_jax.experiments.lab.scatter import Point
-from rastp_jax.experiments.lab.training import CONTROL, comparison
 from rastp_jax.reduction.methods import REDUCTIONS
 
 _FEW = 12  # points that can all have their names beside them
