@@ -276,13 +276,14 @@ def test_seeds_that_were_trained_elsewhere_count(tmp_path, capsys):
       save_run(first, row, seed, rng.integers(0, 20, 200))
   stored = collecting.merge([], collecting.collect(first, [dense, recent], {}, {}))
   before = {run["name"]: run for run in stored}
+  before["recent, 1/2"]["equal_time"] = {"seeds": [1, 3]}
   for seed in (2, 4):  # of the fourth there is no dense run
     save_run(then, recent, seed, rng.integers(0, 20, 200))
   merged = collecting.merge(stored, collecting.collect(then, [dense, recent], {}, {}, stored))
   after = {run["name"]: run for run in merged}
   assert after == {DENSE: before[DENSE], "recent, 1/2": after["recent, 1/2"]}
   run, own = after["recent, 1/2"], then.group(recent)
-  assert run["seeds"] == [1, 2, 3] and run["interval_over"] == "seeds"
+  assert run["seeds"] == [1, 2, 3] and run["interval_over"] == "seeds" and run["equal_time"]["seeds"] == [1, 3]
   for metric in collecting.METRICS:
     (of_seed,) = own.values(metric)
     np.testing.assert_allclose(run[metric], (2 * before["recent, 1/2"][metric] + of_seed) / 3)

@@ -96,6 +96,8 @@ def collect(
     }
     if row.name != DENSE and row.name in timed:
       run |= _at_equal_time(mine, row, dense, timed[row.name])
+    if elsewhere and "equal_time" in earlier:  # which names its own seeds
+      run.setdefault("equal_time", earlier["equal_time"])
     control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
     compared = None if control is None else difference(mine.group(control), group)
     if control is not None and compared is not None:
