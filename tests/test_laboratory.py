@@ -307,6 +307,17 @@ def test_seeds_that_were_trained_elsewhere_count(tmp_path, capsys):
   )
 
 
+def test_a_metric_that_was_not_asked_for_stays_open(tmp_path):
+  trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1, 2), str(tmp_path))
+  for seed in (1, 2):
+    path = save_run(trainings, ROWS[DENSE], seed, np.arange(200) % 20)
+    values = files.read_json(path, "")
+    values["config"]["eval"]["top_k"] = [10]
+    files.write_json(path, {name: value for name, value in values.items() if not name.endswith("@5")})
+  (run,) = collecting.collect(trainings, [ROWS[DENSE]], {}, {})
+  assert run["recall@5"] is None and run["deviation"]["recall@5"] is None and run["recall@10"] > 0
+
+
 def test_seeds_of_equal_groups_do_not_differ():
   assert paired_seeds("ndcg@10", [0.1, 0.2], [0.1, 0.2]) == Difference("ndcg@10", 0.0, 0.0, 0.0, 1.0)
 

@@ -115,7 +115,7 @@ def collect(
 
 def _ranks_needed(trainings: Trainings, row: Row, dense: Row) -> InputError:
   (seed,) = trainings.seeds
-  of_both = [trainings.workdir(one, seed).evaluation(trainings.split) for one in (dense, row)]
+  of_both = {trainings.workdir(one, seed).evaluation(trainings.split) for one in (dense, row)}
   missing = " and ".join(sorted(str(path) for path in map(evaluation_results.ranks_path, of_both) if not path.exists()))
   return InputError(
     f"{row.name} has one seed in common with {DENSE}, {seed}, and ranks of users are missing ({missing}): run "
@@ -146,14 +146,15 @@ def _of_seeds(trainings: Trainings, row: Row, group: Group, of_dense: Mapping[in
 
 
 def _over_seeds(of_seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """A row's seeds together."""
+  """A row's seeds together; a metric that one lacks is None."""
   values = {name: [one[name] for one in of_seeds] for name in (*METRICS, "dense_ndcg@10")}
+  there = {name: None not in values[name] for name in METRICS}
   several = len(of_seeds) > 1
   return {
     "seeds": [one["seed"] for one in of_seeds],
     "devices": sorted({one["device"] for one in of_seeds}),
-    **{name: statistics.fmean(values[name]) for name in METRICS},
-    "deviation": {name: statistics.stdev(values[name]) if several else None for name in METRICS},
+    **{name: statistics.fmean(values[name]) if there[name] else None for name in METRICS},
+    "deviation": {name: statistics.stdev(values[name]) if several and there[name] else None for name in METRICS},
     "ndcg@10_of_seeds": values["ndcg@10"],
     "dense_ndcg@10": statistics.fmean(values["dense_ndcg@10"]),
     "dense_ndcg@10_of_seeds": values["dense_ndcg@10"],
