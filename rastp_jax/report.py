@@ -28,16 +28,13 @@ def main():
   if len(set(_WORKDIR.value)) < len(_WORKDIR.value):
     raise InputError("A --workdir is given twice: give each run once.")
   terminal.say("Loading the program and the data …")
-  from rastp_jax.evaluation import html_report, results
+  from rastp_jax.evaluation import baselines, html_report, results
   from rastp_jax.evaluation.inspect_run import inspect_run
   from rastp_jax.training.workdir import Workdir
 
   evaluated = [results.load(Workdir(workdir).evaluation(_SPLIT.value), workdir) for workdir in _WORKDIR.value]
   logs = {workdir: Workdir(workdir).read_log() for workdir in _WORKDIR.value}
-  baselines = None
-  if _BASELINES.value:
-    advice = "give the JSON that `python -m rastp_jax.experiment baselines` wrote"
-    baselines = files.read_json(files.check_path(_BASELINES.value), advice)
+  simpler = baselines.read(_BASELINES.value, evaluated) if _BASELINES.value else None
   files.check_writable(files.check_path(output) / "index.html")
   page = html_report.write(
     output,
@@ -45,7 +42,7 @@ def main():
     logs,
     lambda workdir: inspect_run(workdir, _SPLIT.value, _DATA_DIR.value),
     command=cli.command_line(),
-    baselines=baselines,
+    baselines=simpler,
   )
   print(f"{buckets.shown(page)}: open it in a browser")
 

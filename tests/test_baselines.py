@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from rastp_jax.config import CountsConfig
+from rastp_jax.data import histories as histories_lib
 from rastp_jax.data.histories import Histories
 from rastp_jax.experiments.anchors import evaluation, ties
 from rastp_jax.experiments.anchors.popularity import Popularity
@@ -142,6 +143,7 @@ def test_the_experiment_writes_every_recommender(tmp_path):
   assert code == 0, said
   written = json.loads((tmp_path / "b.json").read_text())
   assert set(written["models"]) == {"popularity", "counts", "best possible", "sasrec"}
+  assert written["dataset_fingerprint"] == histories_lib.load(str(tmp_path / "data"), "synthetic").fingerprint
   ranks = np.load(tmp_path / "synthetic.npz")
   for name, model in written["models"].items():
     for split in ("validation", "test", "test, history excluded"):

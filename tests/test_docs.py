@@ -1,5 +1,6 @@
 """The numbers on every page are those of docs/results, and every command it mentions exists."""
 
+import copy
 import importlib.util
 import pathlib
 import re
@@ -30,6 +31,25 @@ def pages() -> list[pathlib.Path]:
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
 def test_tables_are_up_to_date(page):
   assert tables.filled(page.read_text()) == page.read_text()
+
+
+def test_validation_users_say_which_reduction_is_the_best_one(monkeypatch):
+  """Not the test users beside whom it is shown."""
+  read = tables.read
+  name = "item_sum, then recent 1/2"
+
+  def with_best(stage):
+    def changed(file):
+      found = copy.deepcopy(read(file))
+      for run in found["runs"] if file == "laboratory" else ():
+        if (run["config"], run["stage"], run["name"]) == ("configs/beauty.py:cpu", stage, name):
+          run["ndcg@10"] = 0.9
+      return found
+
+    monkeypatch.setattr(tables, "read", changed)
+    return re.findall("best reduction: `(.*?)`", tables.answer())
+
+  assert with_best("train") == [name] and with_best("confirm") != [name]
 
 
 def test_every_command_that_is_mentioned_exists():

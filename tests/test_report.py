@@ -13,7 +13,9 @@ from flax import nnx
 
 from rastp_jax.config import Config, DataConfig, EvalConfig, ModelConfig, ReductionConfig
 from rastp_jax.errors import InputError
+from rastp_jax.evaluation import baselines as baselines_lib
 from rastp_jax.evaluation import comparison, html_report, plots, svg, tables
+from rastp_jax.evaluation.baselines import Baselines
 from rastp_jax.evaluation.measure_survival import measure_survival
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.reduction.survival import NO_TOKEN, SURVIVED, Survival
@@ -150,10 +152,7 @@ def written(tmp_path_factory):
 
   output = tmp_path_factory.mktemp("parent") / "report"
   logs = {run.name: log for run in runs}
-  baselines = {
-    "dataset": "beauty",
-    "models": {"popularity": {"test": {"recall@5": 0.01, "recall@10": 0.02, "ndcg@10": 0}}},
-  }
+  baselines = Baselines("beauty", "f", {"popularity": {"test": {"recall@5": 0.01, "recall@10": 0.02, "ndcg@10": 0}}})
   path = html_report.write(output, runs, logs, inspect, command="python -m this", baselines=baselines)
   return path, asked
 
@@ -177,6 +176,62 @@ def test_the_page_needs_nothing_but_itself(written):
   assert "popularity0.01000.02000.0000" in re.sub(r"\s", "", seen.text)
   assert "Equal in all runs: training, minutes 1.0" in seen.text
   assert "Made by python -m this" in seen.text
+
+
+def test_simpler_recommenders_are_asked_what_the_runs_were_asked():
+  """The same split, and the history's items left out where runs leave them out; an unknown metric is not 0."""
+  found = lambda value: {"recall@5": value, "recall@10": value + 0.01, "ndcg@10": value / 2}
+  splits = {"test": 0.1, "test, history excluded": 0.2, "validation": 0.3, "validation, history excluded": 0.4}
+  simpler = Baselines("beauty", "f", {"counts": {name: found(value) for name, value in splits.items()}})
+  plain, left_out = (make_result(name, [0, 1, 2, 30], split="validation") for name in ("plain", "left out"))
+  left_out.metrics["config"]["eval"]["exclude_history"] = True
+  groups = [comparison.Group(run.name, (run,)) for run in (plain, left_out)]
+  rows = simpler.rows(groups, "recall@10")
+  assert rows[0] == ["", "recall@5", "recall@10", "NDCG@10"]
+  assert rows[1:3] == [
+    ["counts", "0.3000", "0.3100", "0.1500"],
+    ["counts, history left out", "0.4000", "0.4100", "0.2000"],
+  ]
+  assert [row[0] for row in rows[3:]] == ["plain", "left out"] and rows[3][1] == "0.7500"
+  del plain.metrics["recall@5"]
+  assert [row[1] for row in simpler.rows(groups[:1], "recall@20")[1:]] == ["0.3000", "-"]
+  assert simpler.rows(groups[:1], "recall@20")[1][2] == "-"
+
+
+def test_recommenders_of_other_data_are_refused(tmp_path):
+  runs, path = [make_result("run", [0, 1, 2, 30])], tmp_path / "baselines.json"
+  values = {"dataset": "beauty", "models": {"counts": {"test": {"recall@10": 0.5}}}}
+  for given in (values, values | {"dataset_fingerprint": "f"}):  # older files do not say
+    path.write_text(json.dumps(given))
+    assert baselines_lib.read(path, runs).fits(runs[0])
+  for wrong, said in (
+    (values | {"dataset": "toys"}, "is about the dataset 'toys', and none of the runs is"),
+    (values | {"dataset_fingerprint": "other"}, r"is about the dataset 'beauty' as prepared then \(other\)"),
+    ({"dataset": "beauty"}, "does not hold recommenders and their metrics: give the JSON that"),
+    (values | {"models": {"counts": [1]}}, "does not hold recommenders"),
+  ):
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(InputError, match=said):
+      baselines_lib.read(path, runs)
+
+
+def test_each_dataset_has_plots_of_its_own(tmp_path):
+  """Runs of equal names on two datasets: none of the files takes another's place."""
+  names = {"dense": "none", "pruned": "rastp"}
+  runs = [
+    make_result(f"runs/{dataset}/{name}", np.arange(40) % 20, method=method, dataset_fingerprint=dataset)
+    for dataset in ("beauty", "toys")
+    for name, method in names.items()
+  ]
+  for run in runs:
+    run.metrics["config"]["data"]["dataset"] = run.metrics["dataset_fingerprint"]
+  runs = [dataclasses.replace(run, answers=np.tile([0, 1, 2, 3, 4], (40, 1))) for run in runs]
+  log = {name: np.asarray([1.0, 2.0, 3.0]) for name in ("step", "seconds", "loss")}
+  inspect = lambda name: inspection_by_hand(survival_by_hand() if "pruned" in name else None)
+  path = html_report.write(tmp_path, runs, {run.name: log for run in runs}, inspect, command="python -m this")
+  names = {file.name for file in tmp_path.iterdir() if file.suffix == ".svg"}
+  assert len(names) == path.read_text().count("<svg ")
+  assert {"beauty_survival_pruned.svg", "toys_survival_pruned.svg"} <= names
 
 
 def test_every_plot_is_a_file_of_its_own_too(written):

@@ -14,6 +14,7 @@ import numpy as np
 
 from rastp_jax import config as config_lib
 from rastp_jax.evaluation import plots, svg, tables
+from rastp_jax.evaluation.baselines import Baselines
 from rastp_jax.evaluation.comparison import Difference, Group, by_dataset, compare
 from rastp_jax.evaluation.results import Result
 from rastp_jax.evaluation.user_ranks import ANSWERS
@@ -68,7 +69,7 @@ def write(
   inspect: Callable[[str], Inspection],
   *,
   command: str,
-  baselines: Mapping[str, Any] | None = None,
+  baselines: Baselines | None = None,
 ) -> pathlib.Path:
   """Writes index.html and its plots into a directory.
 
@@ -78,7 +79,7 @@ def write(
     logs: `Workdir.read_log` of every run, by its name.
     inspect: loads a run, by its name; called for one seed of each setting.
     command: what the page names as its origin.
-    baselines: what `python -m rastp_jax.experiment baselines` wrote, to stand beside the runs of its dataset.
+    baselines: to stand beside the runs of their dataset.
 
   Returns:
     The page's path.
@@ -100,7 +101,7 @@ def write(
   return output / "index.html"
 
 
-def _section(page: _Page, dataset: str, groups: Sequence[Group], baselines: Mapping[str, Any] | None) -> dict[str, Any]:
+def _section(page: _Page, dataset: str, groups: Sequence[Group], baselines: Baselines | None) -> dict[str, Any]:
   """What the page says about one dataset."""
   metric = f"recall@{max(tables.common_top_k(groups))}"
   found = [compare(groups[0], group) for group in groups[1:]]
@@ -122,7 +123,7 @@ def _section(page: _Page, dataset: str, groups: Sequence[Group], baselines: Mapp
     "difference_note": tables.difference_note(groups),
     "comparison": differing_rows,
     "equal": equal_rows,
-    "baselines": _baseline_rows(baselines, groups, metric) if baselines and baselines["dataset"] == dataset else None,
+    "baselines": baselines.rows(groups, metric) if baselines and baselines.fits(groups[0].results[0]) else None,
     "differing": differing if len(differing) > 1 else None,
     "curves": [
       add("training_loss", plots.loss(groups, page.logs)),
@@ -143,7 +144,7 @@ def _section(page: _Page, dataset: str, groups: Sequence[Group], baselines: Mapp
       for name in tables.GROUPED_BY
     ],
     "survivals": [
-      _survival(page, group, inspection)
+      _survival(page, dataset, group, inspection)
       for group, inspection in zip(groups, inspections, strict=True)
       if inspection.survival is not None
     ],
@@ -218,15 +219,6 @@ def _percent(value: float) -> str:
   return f"{_signed(value)}\N{NO-BREAK SPACE}%"
 
 
-def _baseline_rows(baselines: Mapping[str, Any], groups: Sequence[Group], metric: str) -> list[list[str]]:
-  """Simple recommenders and the runs in one table, on the same users."""
-  names = ("recall@5", metric, metric.replace("recall", "ndcg"))
-  rows = [["", *(name.replace("ndcg", "NDCG") for name in names)]]
-  for name, model in baselines["models"].items():
-    rows.append([name, *(f"{model['test'][key]:.4f}" for key in names)])
-  return rows + [[group.name, *(f"{group.mean(key) or 0:.4f}" for key in names)] for group in groups]
-
-
 def _level_names(kinds: Sequence[str], levels: int) -> list[str]:
   """What people call an item's tokens: learned codes from coarse to fine, the code of collisions, the separator."""
   named = []
@@ -241,7 +233,7 @@ def _level_names(kinds: Sequence[str], levels: int) -> list[str]:
   return named
 
 
-def _survival(page: _Page, group: Group, inspection: Inspection) -> dict[str, Any]:
+def _survival(page: _Page, dataset: str, group: Group, inspection: Inspection) -> dict[str, Any]:
   """Which tokens of a run survive: plots and a summary."""
   survival = inspection.survival
   assert survival is not None
@@ -261,8 +253,8 @@ def _survival(page: _Page, group: Group, inspection: Inspection) -> dict[str, An
   return {
     "name": group.name,
     "plots": [
-      page.add(f"survival_{group.name}", plots.survival_grid(losing, kinds)),
-      page.add(f"survival_by_level_{group.name}", plots.survival_by_kind(losing, kinds)),
+      page.add(f"{dataset}_survival_{group.name}", plots.survival_grid(losing, kinds)),
+      page.add(f"{dataset}_survival_by_level_{group.name}", plots.survival_by_kind(losing, kinds)),
     ],
     "summary": (
       f"{len(losing.users):,} of {len(survival.users):,} users lose tokens{rest}. The plots are about these "

@@ -135,7 +135,8 @@ def main() -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **every_rank)
     files.write_atomic(ranks_file, buffer.getvalue())
-    write_result(output, {"dataset": dataset, "data": facts, "chosen_by": f"validation {CHOSEN_BY}", "models": rows})
+    found = {"dataset": dataset, "dataset_fingerprint": histories.fingerprint, "data": facts}
+    write_result(output, {**found, "chosen_by": f"validation {CHOSEN_BY}", "models": rows})
 
   facts = data_facts(histories, numbers)
   start = time.monotonic()

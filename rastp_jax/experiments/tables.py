@@ -145,6 +145,7 @@ def answer() -> str:
   """Is a reduction worth it? Dense, RASTP, the best reduction, the controls and counts on Beauty.
 
   From the laboratory's rows of the last stage there is ("confirm": test users, looked at once; before that, "train").
+  Which reduction is the best one, validation users say ("train").
   """
   beauty = [run for run in read("laboratory")["runs"] if run["config"] == "configs/beauty.py:cpu"]
   confirmed = [run for run in beauty if run["stage"] == "confirm"]
@@ -154,7 +155,8 @@ def answer() -> str:
   rastp = {"rastp, 1/2": "RASTP, half of the tokens"}
   compared = lambda name, run: name not in (DENSE, *controls, *rastp) and run["method"] != "recent"
   others = [run for name, run in runs.items() if compared(name, run) and run["seeds"] == dense["seeds"]]
-  best = max(others, key=lambda run: run["ndcg@10"])
+  on_validation = {run["name"]: run["ndcg@10"] for run in beauty if run["stage"] == "train"}
+  best = max(others, key=lambda run: on_validation.get(run["name"], 0.0))
   cheapest = {"item_sum, before block 0": "one token per item, before the first block"}
   named = {DENSE: "dense", **rastp, **cheapest, best["name"]: f"best reduction: `{best['name']}`", **controls}
   named = {name: text for name, text in named.items() if name in runs}
@@ -168,9 +170,9 @@ def answer() -> str:
   seeds += f" ({'; '.join(fewer)})" if fewer else ""
   note = (
     f"{dense['users']:,} users, their {dense['split']} items, full ranking, {dense['beams']:.0f} beams; "
-    f"{dense['samples'] / 1e6:.1f} million training samples, {seeds}. *To dense*: relative difference of NDCG@10, its "
-    "interval over users, or over seeds where it says so. FLOPs and time: dense = 1, time from steps in turns in one "
-    "process on a CPU core."
+    f"{dense['samples'] / 1e6:.1f} million training samples, {seeds}. *Best*: by validation users. "
+    "*To dense*: relative difference of NDCG@10, its interval over users, or over seeds where it says so. FLOPs and "
+    "time: dense = 1, time from steps in turns in one process on a CPU core."
   )
   return f"{markdown(rows)}\n\n{note}"
 
