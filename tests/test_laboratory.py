@@ -22,13 +22,15 @@ from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
 from rastp_jax.experiments.lab.training import Trainings
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.model.factory import make_model
+from rastp_jax.reduction import schedule
 from rastp_jax.reduction.methods import REDUCTIONS
+from rastp_jax.reduction.tokens import ItemLayout
 from rastp_jax.runtime import files
 from rastp_jax.training.runs import SavedModel
 from tests.helpers.results import make_result
 from tests.helpers.training import one_device
 
-ROWS = all_rows()
+ROWS = all_rows(Config())
 
 
 def test_every_method_is_a_row_and_every_row_is_sound():
@@ -50,7 +52,23 @@ def test_a_row_tells_places_as_its_method_needs_them_whatever_the_config_says():
     for methods, wanted in ((makes_items, "item"), (keeps_tokens, "original")):
       rows = [row for row in ROWS.values() if row.method in methods]
       assert {row.apply(config).reduction.positions for row in rows} == {wanted}
+    assert {row.apply(config).reduction.positions for row in oracle_rows().values()} == {"original"}
   assert "positions" not in dict(ROWS[DENSE].settings)  # whichever a dense run has, it is one
+
+
+def test_a_share_of_the_items_is_one_whatever_an_item_is_made_of():
+  """A budget counts tokens of the whole history, of which an item has three to five here."""
+  for ids, separator in (({"collisions": "reassign"}, False), ({}, False), ({}, True)):
+    config = make_config(
+      model__encoder_blocks=2, model__separator=separator, **{f"semantic_ids__{k}": v for k, v in ids.items()}
+    )
+    layout = ItemLayout(config.semantic_ids.levels + (not ids), separator)
+    assert config.item_length == layout.item_length
+    rows = all_rows(config)
+    for name, share in (("rastp 3/4", 3 / 4), ("rastp 1/2", 1 / 2), ("recent 1/2", 1 / 2)):
+      settings = rows[f"item_sum, then {name}"].apply(config).reduction
+      found = schedule.budgets(settings, 20 * layout.item_length, layout)
+      assert list(found.values()) == [20, 20 * share]
 
 
 def test_rows_are_chosen_by_name_or_method():
@@ -216,6 +234,9 @@ def test_seeds_are_collected_where_they_are_finished(tmp_path):
     if evaluated:
       workdir.evaluation("validation").write_text("{}")
   assert trainings.finished(row) == {1, 3} and trainings.finished(ROWS[DENSE]) == set()
+  moved = trainings.workdir(row, 1).path
+  moved.rename(moved.with_name("seed_1_old"))
+  assert trainings.finished(row) == {3}
 
 
 def save_run(trainings, row, seed, ranks, samples=1e6):
@@ -295,6 +316,8 @@ def test_seeds_that_were_trained_elsewhere_count(tmp_path, capsys):
   assert places == ["gone", "gone", "here", "here", "gone", "gone"]
   again = collecting.merge(merged, collecting.collect(then, [dense, recent], {}, {}, merged))
   assert again == merged
+  flags = dataclasses.replace(then, config_flags=("--config=configs/tiny.py", "--config.train.log_every=7 steps"))
+  assert collecting.merge(merged, collecting.collect(flags, [dense, recent], {}, {}, merged)) == merged
   # A file of before, which does not hold the metrics of each seed
   old = [{name: value for name, value in run.items() if name != "of_seeds"} for run in stored]
   for seed in (1, 3):
@@ -328,10 +351,25 @@ def test_runs_that_are_not_what_a_row_says_are_refused(tmp_path):
   row = ROWS["recent, 1/2"]
   path = save_run(trainings, row, 1, np.arange(200) % 20)
   assert trainings.group(row).results[0].metrics["step"] == 7
-  trainings.check(list(ROWS.values()), Config())
-  other = dataclasses.replace(Config(), model=dataclasses.replace(Config().model, dropout=0.3))
-  with pytest.raises(InputError, match="seed_1 was trained with model.dropout=.*, where configs/tiny.py has 0.3"):
-    trainings.check(list(ROWS.values()), other)
+
+  def check(changes=(), data=None):
+    trainings.check(list(ROWS.values()), config_lib.with_values(Config(), changes), data or {})
+
+  check()
+  for name, value in (("model.dropout", 0.3), ("train.learning_rate", 0.5), ("eval.beam_width", 20)):
+    with pytest.raises(InputError, match=f"seed_1 was trained with {name}=.*, where configs/tiny.py as .* has {value}"):
+      check([(name, value)])
+  with pytest.raises(InputError, match="trained with reduction.voters=all, where .* as given has last: give another"):
+    check([("reduction.voters", "last")])
+  check([("train.seed", 5), ("train.log_every", "7 steps"), ("model.dtype", "float32")])
+  check(data={"dataset_fingerprint": "f", "semantic_ids_fingerprint": "any"})  # of the codes this run does not tell
+  with pytest.raises(InputError, match=r"trained on other data \(dataset_fingerprint f, elsewhere g\): give another"):
+    check(data={"dataset_fingerprint": "g"})
+  other = save_run(trainings, ROWS[DENSE], 1, np.arange(200) % 20)
+  files.write_json(other, files.read_json(other, "") | {"dataset_fingerprint": "g"})
+  with pytest.raises(InputError, match="trained on other data"):
+    check()
+  other.unlink()
   values = files.read_json(path, "")
   files.write_json(path, {name: value for name, value in values.items() if name != "steps"})
   with pytest.raises(InputError, match="seed_1 was evaluated before its end: remove .*eval_validation.json"):
@@ -344,7 +382,7 @@ def test_runs_that_are_not_what_a_row_says_are_refused(tmp_path):
   with pytest.raises(
     InputError, match="seed_1 was trained with reduction.positions=item, where the row 'recent, 1/2' has original"
   ):
-    trainings.check(list(ROWS.values()), Config())  # before anything is trained
+    check()  # before anything is trained
 
 
 def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
@@ -372,6 +410,9 @@ def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
   assert shown[:4] == ["synthetic", row.name, "16 epochs", "5 epochs"]
   assert "equal_time" not in by_name[DENSE]
   assert all("equal_time" not in run for run in found(0.35, 0.4))
+  stored = list(by_name.values())
+  again = {run["name"]: run for run in collecting.collect(trainings, [dense, row], {}, {}, stored)}
+  assert again[row.name]["equal_time"] == equal  # a comparison of the file is kept where none can be made
   shorter = dataclasses.replace(trainings, length="5 epochs")
   results.ranks_path(shorter.workdir(dense, 1).evaluation("test")).unlink()
   assert all("equal_time" not in run for run in found(0.3, 0.32))  # a single seed needs ranks of users

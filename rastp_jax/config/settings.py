@@ -381,8 +381,7 @@ class ReductionConfig(WithMethods):
         f"blocks {stages}."
       )
     data, ids = config.data, config.semantic_ids
-    item_length = ids.levels + (ids.collisions == "extra_level") + config.model.separator
-    positions = max(data.bucket_lengths, default=data.max_items) * item_length
+    positions = max(data.bucket_lengths, default=data.max_items) * config.item_length
     if self.keep_tokens and ids.levels and max(self.keep_tokens) > positions:
       raise InputError(
         f"config.reduction.keep_tokens={self.keep_tokens} is above the longest history's {positions} positions (the "
@@ -571,3 +570,8 @@ class Config:
   eval: EvalConfig = EvalConfig()
   counts: CountsConfig = CountsConfig()
   mesh: MeshConfig = MeshConfig()
+
+  @property
+  def item_length(self) -> int:
+    """Tokens per item, if the codes are learned as `semantic_ids` says."""
+    return self.semantic_ids.levels + (self.semantic_ids.collisions == "extra_level") + self.model.separator

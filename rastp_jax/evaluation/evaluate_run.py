@@ -42,6 +42,7 @@ def evaluate_run(
     "split": split,
     "workdir": workdir,
     "dataset_fingerprint": saved.histories.fingerprint,
+    "semantic_ids_fingerprint": saved.semantic_ids.fingerprint,
     **origin,
     "config": config_lib.to_dict(saved.config),
   }

@@ -59,7 +59,8 @@ def collect(
     group = mine.group(row)
     earlier = before.get(row.name, {})
     elsewhere = [one for one in earlier.get("of_seeds", ()) if one["seed"] not in mine.seeds]
-    of_seeds = sorted([*_of_seeds(mine, row, group, of_dense), *elsewhere], key=lambda one: one["seed"])
+    here = [_as_it_ran(one, earlier) for one in _of_seeds(mine, row, group, of_dense)]
+    of_seeds = sorted([*here, *elsewhere], key=lambda one: one["seed"])
     seeds = {one["seed"] for one in of_seeds}
     lacking = sorted(set(earlier.get("seeds", ())) - seeds)
     if lacking:
@@ -94,10 +95,9 @@ def collect(
       "interval_over": over,
       "training_seconds_vs_dense": timed[row.name]["vs_dense"] if row.name in timed else None,
     }
-    if row.name != DENSE and row.name in timed:
-      run |= _at_equal_time(mine, row, dense, timed[row.name])
-    if elsewhere and "equal_time" in earlier:  # which names its own seeds
-      run.setdefault("equal_time", earlier["equal_time"])
+    if row.name != DENSE:
+      equal_time = _at_equal_time(mine, row, dense, timed[row.name]) if row.name in timed else None
+      run |= _of_more_seeds(equal_time, earlier.get("equal_time"))
     control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
     compared = None if control is None else difference(mine.group(control), group)
     if control is not None and compared is not None:
@@ -178,7 +178,22 @@ def difference_of_seeds(base: Sequence[float], values: Sequence[float]) -> tuple
   return (paired_seeds("ndcg@10", base, values), "seeds") if len(base) > 1 else None
 
 
-def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[str, float]) -> dict[str, Any]:
+def _as_it_ran(one: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+  """A seed's part of a row, with the commands that the file has for the same run: today's flags may be others."""
+  for before in earlier.get("of_seeds", ()):
+    if (before["seed"], before["ndcg@10"]) == (one["seed"], one["ndcg@10"]):
+      return one | {"commands": before["commands"]}
+  return one
+
+
+def _of_more_seeds(found: dict[str, Any] | None, before: dict[str, Any] | None) -> dict[str, Any]:
+  """The comparison at equal time of now, or that of the file where it has more seeds, or none."""
+  if before is not None and (found is None or len(before["seeds"]) > len(found["seeds"])):
+    found = before
+  return {} if found is None else {"equal_time": found}
+
+
+def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[str, float]) -> dict[str, Any] | None:
   """The row beside a dense model that was trained as many seconds, on fewer samples, over the seeds that both have.
 
   As many: the interval of the row's seconds per sample, dense's being 1, holds dense's share of the samples.
@@ -197,18 +212,16 @@ def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[
         continue
       found, over = compared
       return {
-        "equal_time": {
-          "dense_length": length,
-          "seeds": list(seeds),
-          "ndcg@10_of_seeds": group.values("ndcg@10"),
-          "dense_ndcg@10_of_seeds": base.values("ndcg@10"),
-          "difference": found.value,
-          "difference_low": found.low,
-          "difference_high": found.high,
-          "interval_over": over,
-        }
+        "dense_length": length,
+        "seeds": list(seeds),
+        "ndcg@10_of_seeds": group.values("ndcg@10"),
+        "dense_ndcg@10_of_seeds": base.values("ndcg@10"),
+        "difference": found.value,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "interval_over": over,
       }
-  return {}
+  return None
 
 
 def _control(row: Row, costs: Mapping[str, float], others: Sequence[Row]) -> Row | None:

@@ -12,32 +12,42 @@ from rastp_jax.reduction.methods import REDUCTIONS
 BUDGETS = (1 / 2, 1 / 4)
 DENSE = "dense"
 
-# Arrangements that are more than one method at one budget after block 0: name -> settings of the reduction.
-COMBINED: Mapping[str, Mapping[str, Any]] = {
-  "rastp, 3/4": {"method": "rastp", "keep_ratio": (3 / 4,)},
-  "rastp, 3/4, then 1/2": {"method": "rastp", "after_block": (0, 1), "keep_ratio": (3 / 4, 1 / 2)},
-  "rastp, after block 1, 1/2": {"method": "rastp", "after_block": (1,), "keep_ratio": (1 / 2,)},
-  "rastp, after block 1, 1/4": {"method": "rastp", "after_block": (1,), "keep_ratio": (1 / 4,)},
-  "rastp, votes of the newest item, 1/2": {"method": "rastp", "voters": "last_item", "keep_ratio": (1 / 2,)},
-  "rastp, votes of the newest item, 1/4": {"method": "rastp", "voters": "last_item", "keep_ratio": (1 / 4,)},
-  "rastp, vote of the newest token, 1/4": {"method": "rastp", "voters": "last", "keep_ratio": (1 / 4,)},
-  "rastp_recent, weight 4, 1/2": {"method": "rastp_recent", "keep_ratio": (1 / 2,), "rastp_recent.weight": 4.0},
-  "rastp_recent, weight 4, 1/4": {"method": "rastp_recent", "keep_ratio": (1 / 4,), "rastp_recent.weight": 4.0},
-  "item_sum, then rastp 3/4": {"method": "item_sum+rastp", "after_block": (-1, 0), "keep_ratio": (1.0, 3 / 16)},
-  "item_sum, then rastp 1/2": {"method": "item_sum+rastp", "after_block": (-1, 0), "keep_ratio": (1.0, 1 / 8)},
-  "item_sum, then recent 1/2": {"method": "item_sum+recent", "after_block": (-1, 0), "keep_ratio": (1.0, 1 / 8)},
-  "the last half of the items": {"method": "recent", "after_block": (-1,), "keep_ratio": (1 / 2,)},
-  "the last quarter of the items": {"method": "recent", "after_block": (-1,), "keep_ratio": (1 / 4,)},
-  "the coarse half of the codes": {"method": "coarse_first", "after_block": (-1,), "keep_ratio": (1 / 2,)},
-  "divprune, before block 0, 1/2": {"method": "divprune", "after_block": (-1,), "keep_ratio": (1 / 2,)},
-  "divprune, before block 0, 1/4": {"method": "divprune", "after_block": (-1,), "keep_ratio": (1 / 4,)},
-  "foveated, before block 0, 1/2": {"method": "foveated", "after_block": (-1,), "keep_ratio": (1 / 2,)},
-  # How a model is trained: with a budget drawn for each step, and with the dense model's probabilities as targets.
-  "rastp, random budgets, 1/2": {"method": "rastp", "keep_ratio": (1 / 2,), "random_keep_ratios": (1.0, 1 / 2, 1 / 4)},
-  "rastp, taught by dense, 1/2": {"method": "rastp", "keep_ratio": (1 / 2,)},
-  "item_sum, before block 0, taught by dense": {"method": "item_sum", "after_block": (-1,)},
-}
-TAUGHT = tuple(name for name in COMBINED if "taught by dense" in name)
+
+def combined(item_length: int) -> dict[str, dict[str, Any]]:
+  """Arrangements that are more than one method at one budget after block 0: name -> settings of the reduction.
+
+  Args:
+    item_length: tokens per item; a budget is a share of the tokens, and some rows name a share of the items.
+  """
+  of_items = lambda share: (1.0, share / item_length)
+  return {
+    "rastp, 3/4": {"method": "rastp", "keep_ratio": (3 / 4,)},
+    "rastp, 3/4, then 1/2": {"method": "rastp", "after_block": (0, 1), "keep_ratio": (3 / 4, 1 / 2)},
+    "rastp, after block 1, 1/2": {"method": "rastp", "after_block": (1,), "keep_ratio": (1 / 2,)},
+    "rastp, after block 1, 1/4": {"method": "rastp", "after_block": (1,), "keep_ratio": (1 / 4,)},
+    "rastp, votes of the newest item, 1/2": {"method": "rastp", "voters": "last_item", "keep_ratio": (1 / 2,)},
+    "rastp, votes of the newest item, 1/4": {"method": "rastp", "voters": "last_item", "keep_ratio": (1 / 4,)},
+    "rastp, vote of the newest token, 1/4": {"method": "rastp", "voters": "last", "keep_ratio": (1 / 4,)},
+    "rastp_recent, weight 4, 1/2": {"method": "rastp_recent", "keep_ratio": (1 / 2,), "rastp_recent.weight": 4.0},
+    "rastp_recent, weight 4, 1/4": {"method": "rastp_recent", "keep_ratio": (1 / 4,), "rastp_recent.weight": 4.0},
+    "item_sum, then rastp 3/4": {"method": "item_sum+rastp", "after_block": (-1, 0), "keep_ratio": of_items(3 / 4)},
+    "item_sum, then rastp 1/2": {"method": "item_sum+rastp", "after_block": (-1, 0), "keep_ratio": of_items(1 / 2)},
+    "item_sum, then recent 1/2": {"method": "item_sum+recent", "after_block": (-1, 0), "keep_ratio": of_items(1 / 2)},
+    "the last half of the items": {"method": "recent", "after_block": (-1,), "keep_ratio": (1 / 2,)},
+    "the last quarter of the items": {"method": "recent", "after_block": (-1,), "keep_ratio": (1 / 4,)},
+    "the coarse half of the codes": {"method": "coarse_first", "after_block": (-1,), "keep_ratio": (1 / 2,)},
+    "divprune, before block 0, 1/2": {"method": "divprune", "after_block": (-1,), "keep_ratio": (1 / 2,)},
+    "divprune, before block 0, 1/4": {"method": "divprune", "after_block": (-1,), "keep_ratio": (1 / 4,)},
+    "foveated, before block 0, 1/2": {"method": "foveated", "after_block": (-1,), "keep_ratio": (1 / 2,)},
+    # How a model is trained: with a budget drawn for each step, and with the dense model's probabilities as targets.
+    "rastp, random budgets, 1/2": {
+      "method": "rastp",
+      "keep_ratio": (1 / 2,),
+      "random_keep_ratios": (1.0, 1 / 2, 1 / 4),
+    },
+    "rastp, taught by dense, 1/2": {"method": "rastp", "keep_ratio": (1 / 2,)},
+    "item_sum, before block 0, taught by dense": {"method": "item_sum", "after_block": (-1,)},
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,21 +93,22 @@ class Row:
     return not (self.learned or self.taught or "random_keep_ratios" in dict(self.settings))
 
 
-def all_rows() -> dict[str, Row]:
+def all_rows(config: Config) -> dict[str, Row]:
   """Every row by its name: dense first, then each method at each budget, then the combinations."""
-  rows = [_row(DENSE, {"method": "none"})]
+  rows = [make_row(DENSE, {"method": "none"})]
   for name, method in REDUCTIONS.items():
     if name in ("none", "given"):  # "given" needs scores from outside: the screen's oracles
       continue
     if method.tokens is not None:
       for block in (-1, 0) if method.before_blocks else (0,):
         place = "before block 0" if block < 0 else "after block 0"
-        rows.append(_row(f"{name}, {place}", {"method": name, "after_block": (block,)}))
+        rows.append(make_row(f"{name}, {place}", {"method": name, "after_block": (block,)}))
     else:
       for budget in BUDGETS:
         settings = {"method": name, "after_block": (0,), "keep_ratio": (budget,)}
-        rows.append(_row(f"{name}, {share(budget)}", settings))
-  rows += [_row(name, {"after_block": (0,), **settings}) for name, settings in COMBINED.items()]
+        rows.append(make_row(f"{name}, {share(budget)}", settings))
+  several = combined(config.item_length)
+  rows += [make_row(name, {"after_block": (0,), **settings}) for name, settings in several.items()]
   return {row.name: row for row in rows}
 
 
@@ -118,7 +129,8 @@ def choose(wanted: Sequence[str], rows: Mapping[str, Row]) -> list[Row]:
   return list(chosen.values())
 
 
-def _row(name: str, settings: Mapping[str, Any]) -> Row:
+def make_row(name: str, settings: Mapping[str, Any]) -> Row:
+  """A row that tells each token's place as its method needs it."""
   method = settings["method"]
   counts_items = any(part.startswith("item_") or "tokens" in part for part in method.split("+"))
   # Not the config's positions, which suit its own method. Where nothing is reduced they mean nothing.
@@ -126,7 +138,7 @@ def _row(name: str, settings: Mapping[str, Any]) -> Row:
   full = {**settings, **positions}
   fixed = REDUCTIONS[method.split("+")[-1]].tokens is not None
   budget = None if fixed or method == "none" else full["keep_ratio"][-1]
-  return Row(name, method, budget, tuple(full.items()), name in TAUGHT)
+  return Row(name, method, budget, tuple(full.items()), "taught by dense" in name)
 
 
 def share(budget: float) -> str:

@@ -15,7 +15,7 @@ from flax import nnx
 from rastp_jax.batches.batches import gather, what_is_read, with_codes
 from rastp_jax.batches.samplers import most_recent
 from rastp_jax.experiments.lab.oracles import ORACLES, likelihood
-from rastp_jax.experiments.lab.rows import BUDGETS, DENSE, Row, share
+from rastp_jax.experiments.lab.rows import BUDGETS, DENSE, Row, make_row, share
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.model.factory import abstract_model
 from rastp_jax.reduction.survival import dropped_at
@@ -54,8 +54,8 @@ def oracle_rows() -> dict[str, Row]:
   rows = {}
   for name in ORACLES:
     for budget in BUDGETS:
-      settings = (("method", "given"), ("after_block", (0,)), ("keep_ratio", (budget,)))
-      rows[f"{name}, {share(budget)}"] = Row(f"{name}, {share(budget)}", "given", budget, settings)
+      settings = {"method": "given", "after_block": (0,), "keep_ratio": (budget,)}
+      rows[f"{name}, {share(budget)}"] = make_row(f"{name}, {share(budget)}", settings)
   return rows
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from rastp_jax import config as config_lib
-from rastp_jax.config import Config
+from rastp_jax.config import Config, May
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results as evaluation_results
 from rastp_jax.evaluation.comparison import Group
@@ -16,7 +16,19 @@ from rastp_jax.experiments.commands import RunCommand
 from rastp_jax.experiments.lab.rows import DENSE, Row
 from rastp_jax.training.workdir import Workdir
 
+# What an evaluation says of the data: names of fingerprints, of the histories and of the codes.
+DATA = ("dataset_fingerprint", "semantic_ids_fingerprint")
+# What the commands choose for each run, what has no effect where the last weights answer, and what a run computes in.
+_OF_EACH_RUN = {
+  "train.length",
+  "train.eval_every",
+  "train.eval_users",
+  "train.patience",
+  "train.teacher",
+  "model.dtype",
+}
 _DENSE = Row(DENSE, "none", None, ())
+_AGAIN = "move it away, and the row is trained again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,28 +95,50 @@ class Trainings:
 
   def finished(self, row: Row) -> set[int]:
     """The seeds that were trained and evaluated, whether this call asks for them or not."""
-    runs = self.workdir(row, 0).path.parent.glob("seed_*")
+    names = (run.name.removeprefix("seed_") for run in self.workdir(row, 0).path.parent.glob("seed_*"))
     ended = lambda seed: all(one.finished for one in dataclasses.replace(self, seeds=(seed,)).commands(row))
-    return {seed for run in runs if ended(seed := int(run.name.removeprefix("seed_")))}
+    return {seed for name in names if name.isdigit() and ended(seed := int(name))}  # not those that were moved away
 
-  def check(self, rows: Sequence[Row], config: Config) -> None:
+  def check(self, rows: Sequence[Row], config: Config, fingerprints: Mapping[str, str]) -> None:
     """Looks at all runs of these rows that are finished, of dense at all lengths.
 
+    Args:
+      rows: of the laboratory.
+      config: what `config_flags` say.
+      fingerprints: of the data at hand, by the names in `DATA`; where there is none, all runs must be of the same.
+
     Raises:
-      InputError: as `group` does, or because a run's model, but for what it computes in, is not the config's.
+      InputError: as `group` does, or because a run has other settings than the row's or the config's, or other data.
     """
-    wanted = {name: value for name, value in config_lib.to_dict(config)["model"].items() if name != "dtype"}
+    data = dict(fingerprints)
     for row in rows:
       for length in {self.length, *(self.lengths(row) if row.name == DENSE else ())}:
         there = dataclasses.replace(self, length=length)
         for result in dataclasses.replace(there, seeds=tuple(there.finished(row))).group(row).results:
-          trained = result.metrics["config"]["model"]
-          for name, value in wanted.items():
-            if trained[name] != value:
+          self._check_settings(row, config, result)
+          for name in DATA:
+            of_run = result.metrics.get(name)  # evaluations of before do not say which codes
+            if of_run is not None and of_run != data.setdefault(name, of_run):
               raise InputError(
-                f"{result.name} was trained with model.{name}={trained[name]}, where {self.config_name} has {value}: "
-                "give another --runs_dir."
+                f"{result.name} was trained on other data ({name} {of_run[:12]}, elsewhere {data[name][:12]}): give "
+                "another --runs_dir."
               )
+
+  def _check_settings(self, row: Row, config: Config, result: Result) -> None:
+    """Raises InputError for a setting that changes what is learned or answered; dense has no settings of reductions."""
+    free = config_lib.differing_settings(May.SEED) | _OF_EACH_RUN
+    if not config.data.bucket_lengths:
+      free |= {"data.bucket_lengths"}  # a run notes those that its data gave it
+    of_row, trained = dict(row.settings), config_lib.flatten(result.metrics["config"])
+    for name, wanted in config_lib.flat(row.apply(config)).items():
+      section, _, setting = name.partition(".")
+      if name in free or (row.name == DENSE and section == "reduction" and setting != "method"):
+        continue
+      if trained[name] != wanted:
+        shown = f"{result.name} was trained with {name}={trained[name]}, where"
+        if section == "reduction" and setting in of_row:
+          raise InputError(f"{shown} the row {row.name!r} has {wanted}: {_AGAIN}.")
+        raise InputError(f"{shown} {self.config_name} as given has {wanted}: give another --runs_dir.")
 
   def lengths(self, row: Row) -> list[str]:
     """How long this row was trained, by the directories that are there."""
@@ -114,7 +148,7 @@ class Trainings:
     """The results of `seeds`, all finished; without ranks of users where only the metrics are there.
 
     Raises:
-      InputError: a workdir holds a run of other settings than the row's, or answered with weights from before its end.
+      InputError: a run answered with weights from before its end.
     """
     return Group(row.name, tuple(self._result(row, seed) for seed in self.seeds))
 
@@ -125,16 +159,10 @@ class Trainings:
       result = evaluation_results.load(path, name)
     else:
       result = Result(name, evaluation_results.read_metrics(path, name), np.empty(0, np.int32))
-    again = "move it away, and the row is trained again"
-    trained = config_lib.flatten(result.metrics["config"]["reduction"])
-    for setting, value in row.settings:
-      if trained[setting] != value:
-        shown = f"reduction.{setting}={trained[setting]}, where the row {row.name!r} has {value}"
-        raise InputError(f"{workdir} was trained with {shown}: {again}.")
     step, steps = result.metrics["step"], result.metrics.get("steps")
     if steps is None:
       raise InputError(f"{workdir} was evaluated before its end: remove {path}, and it is evaluated again.")
     if step < steps:
       at = f"step {step:,} of {steps:,}"
-      raise InputError(f"{workdir} was evaluated at {at}, where the last weights of rows are compared: {again}.")
+      raise InputError(f"{workdir} was evaluated at {at}, where the last weights of rows are compared: {_AGAIN}.")
     return result
