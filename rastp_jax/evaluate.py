@@ -22,10 +22,10 @@ from absl import flags
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli, files, terminal
 
-flags.adopt_module_key_flags(cli)  # so that --help shows them
 _WORKDIR = flags.DEFINE_multi_string("workdir", [], "Directory of a training run; may be given several times.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Which of each user's held-out items to predict.")
 _OVERRIDE = cli.define_override_flag("like reduction.method=none, which decodes a pruned model densely")
+flags.adopt_module_key_flags(cli)  # so that --help shows them
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSON file for the metrics of a single --workdir. Default: eval_SPLIT.json in the workdir."
 )

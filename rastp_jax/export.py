@@ -14,10 +14,10 @@ from absl import flags
 
 from rastp_jax.runtime import cli
 
-flags.adopt_module_key_flags(cli)  # so that --help shows them
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is exported.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the export; must be new or empty.")
 _OVERRIDE = cli.define_override_flag("like eval.beam_width=50")
+flags.adopt_module_key_flags(cli)  # so that --help shows them
 
 
 def main():

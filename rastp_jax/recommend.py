@@ -32,7 +32,6 @@ from absl import flags
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli, files
 
-flags.adopt_module_key_flags(cli)  # so that --help shows them
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is used.")
 _INPUT = flags.DEFINE_string("input", None, "Histories, JSON lines, plain or .gz.")
 _SPLIT = flags.DEFINE_enum(
@@ -61,6 +60,7 @@ _SHARDS = flags.DEFINE_integer(
 )
 cli.define_host_flags()
 _OVERRIDE = cli.define_override_flag("like eval.beam_width=50 or data.data_dir=DIR")
+flags.adopt_module_key_flags(cli)  # so that --help shows them
 
 
 def main():

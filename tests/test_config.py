@@ -3,8 +3,10 @@
 import ast
 import dataclasses
 import importlib
+import inspect
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,11 +14,13 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from rastp_jax import __main__
 from rastp_jax import config as config_lib
 from rastp_jax.config import Config, Duration, May
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli
 from rastp_jax.training import runs
+from tests.helpers.commands import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -280,6 +284,17 @@ def test_help_lists_all_settings_with_their_text():
     assert f"--config.{name}=" in shown and " ".join(setting.facts.help.split()) in shown, name
   for method in ("rastp", "item_mean", "rqvae"):
     assert method in shown
+
+
+@pytest.mark.parametrize("name", [name for name in __main__.find() if name != "experiment"])
+def test_help_shows_every_flag_that_a_command_defines(name):
+  source = (ROOT / "rastp_jax" / f"{name}.py").read_text()
+  shared = re.findall(r"\bcli\.(define_\w+)\(", source)
+  source += "".join(inspect.getsource(getattr(cli, function)) for function in shared)
+  defined = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+  _, printed, _ = command(f"rastp_jax.{name}", "--help")
+  shown = re.findall(r"^  --(?:\[no\])?(\w+): ", printed, re.MULTILINE)
+  assert defined and not set(defined) - set(shown)
 
 
 def test_configs_hold_values_and_nothing_else():
