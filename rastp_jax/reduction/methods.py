@@ -306,4 +306,10 @@ REDUCTIONS: Mapping[str, Method] = {
 def describe(method: Method) -> list[Any]:
   """A row of the table in docs/reduction.md: summary, paper, where it may stand, whether rows that fit stay."""
   place = "before block 0 too" if method.before_blocks else "after a block"
-  return [method.summary, method.paper, place, "unchanged" if method.unchanged else "merged"]
+  return [method.summary, method.paper, place, _of_rows_that_fit(method)]
+
+
+def _of_rows_that_fit(method: Method) -> str:
+  if method.unchanged:
+    return "unchanged"
+  return "shortened" if method.kind == "drop" else "merged"
