@@ -5,7 +5,7 @@
     python -m rastp_jax.evaluate --workdir=runs/toys
 
 The time follows from Beauty's samples per second. Seen on test, 10 beams, three seeds, recall@10: `:cpu` 0.0569,
-`:cpu,rastp` 0.0558, `:cpu,dense` 0.0564 (16 epochs, mostly on a GPU, docs/reduction.md); one seed of `:cpu,best`
+`:cpu,rastp` 0.0567, `:cpu,dense` 0.0564 (16 epochs, mostly on a GPU, docs/reduction.md); one seed of `:cpu,best`
 0.0839 (56 minutes on a core, docs/results.md). The paper reports 0.0504 pruned and 0.0499 dense.
 """
 
