@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -209,6 +210,45 @@ def test_parts_with_times_of_two_kinds(tmp_path, kinds):
   parts = zip((ROWS[:5], ROWS[5:]), kinds, strict=True)
   files = {f"interactions_{k}.parquet": table(part, timestamp=kind) for k, (part, kind) in enumerate(parts)}
   refused(tmp_path, files, "interactions_1.parquet has .* values in its column 'timestamp', but the files before it")
+
+
+UNITS = ("ms", "us", "ns")  # of Parquet
+
+
+def dates(kind: str | None, days) -> pa.Array:
+  """Days of January 2024: in a unit, "date" without a time of day, or None for text."""
+  moments = pa.array([datetime.datetime(2024, 1, day) for day in days], pa.timestamp(kind if kind in UNITS else "us"))
+  return moments if kind in UNITS else moments.cast(pa.date32() if kind else pa.string())
+
+
+@pytest.mark.parametrize("kinds", [*itertools.product(UNITS, UNITS), ("date", "ns"), (None, "ns"), ("ns", None)])
+@pytest.mark.parametrize("cut", ["2024-01-07", "a number"])
+def test_parts_with_dates_in_two_units_are_in_one_order(tmp_path, kinds, cut):
+  """The second part's days lie before, between and after those of the first; a number is in the finest unit."""
+  files = {}
+  for kind, days in zip(kinds, ((3, 5, 7), (1, 4, 8)), strict=True):
+    columns = {"user": ["u"] * 3, "item": [f"{day}" for day in days], "timestamp": dates(kind, days)}
+    files[f"interactions_{len(files)}.parquet"] = pa.table(columns)
+  if cut == "a number":
+    finest = max((kind if kind in UNITS else "us" for kind in kinds), key=UNITS.index)
+    cut = str(dates(finest, [7]).cast(pa.int64())[0])
+  found, users = read(tmp_path, files, split="time", time_cut=cut)
+  assert users == {"u": ["1", "3", "4", "5", "7"]}
+  assert "split at 2024-01-07 00:00:00 UTC" in found.describe() and "WARNING" not in found.describe()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_dates_keep_their_last_digit(tmp_path, unit):
+  times = pa.array([1704067200 * 1000 ** (1 + UNITS.index(unit)) + k for k in (2, 0, 1)], pa.timestamp(unit))
+  log = pa.table({"user": ["u"] * 3, "item": ["c", "a", "b"], "timestamp": times})
+  assert read(tmp_path, {"interactions.parquet": log})[1] == {"u": ["a", "b", "c"]}
+
+
+def test_a_date_that_the_finest_unit_cannot_hold_is_refused(tmp_path):
+  far = pa.array([datetime.datetime(9999, 12, 31)] * 4, pa.timestamp("us"))
+  files = {"interactions_1.parquet": table(timestamp=pa.timestamp("ns"))}
+  files |= {"interactions_2.parquet": table(ROWS[:4]).set_column(2, "timestamp", far)}
+  refused(tmp_path, files, r"interactions_2.parquet has a timestamp that does not fit into timestamp\[ns\], the finest")
 
 
 def test_a_folder_beside_that_of_the_archive(tmp_path):

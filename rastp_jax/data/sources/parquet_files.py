@@ -45,11 +45,13 @@ class ParquetFile:
     self.first: dict[str, Any] = {}
 
   def type_of(self, name: str) -> pa.DataType:
-    """Of a column's values; of lists, of the values in them."""
+    """Of a column's values; of lists and dictionaries, of the values in them."""
     if name in self.schema.names:
       kind = self.schema.field(name).type
-      return kind.value_type if name in self.lists else kind
-    return next(field.type for field in self.schema.field(self.nested).type.value_type if field.name == name)
+      kind = kind.value_type if name in self.lists else kind
+    else:
+      kind = next(field.type for field in self.schema.field(self.nested).type.value_type if field.name == name)
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
   def batches(self, types: dict[str, pa.DataType] | None, time: str = "") -> Iterator[tuple[int, pa.Table]]:
     """Yields (number of the first row, columns as they are)."""

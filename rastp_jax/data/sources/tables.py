@@ -55,6 +55,8 @@ class Table:
     raw_files.check_parts(paths)
     filled = [path for path in paths if not raw_files.is_empty(path)] or list(paths)  # Spark writes empty parts
     self._parts = [_open(path, names, separator, fits, holds_items) for path in filled]
+    # The types of the columns of a Parquet file without rows may be those of nothing.
+    self._filled = [part for part in self._parts if not isinstance(part, ParquetFile) or part.num_rows]
     first = self._parts[0]
     self.path, self.columns = first.path, first.columns
     self.headerless, self.first_line, self.separator = first.headerless, first.first_line, first.separator
@@ -72,16 +74,15 @@ class Table:
   def batches(self, ids: Sequence[str], time: str) -> Iterator[pa.Table]:
     """Yields the columns: ids as large_string, never null or empty, and time (if it is not "") as a number.
 
-    The time column comes as int64 or float64; dates as int64 microseconds.
+    The time column comes as int64 or float64; dates as int64, in Parquet's unit (of several, the finest) or else in
+    microseconds.
 
     Raises:
       InputError: a file is damaged, a row lacks a value, or a timestamp is of another kind than the first.
     """
     rows = 0
     kind: pa.DataType | None = None
-    for part in self._parts:
-      if isinstance(part, ParquetFile) and not part.num_rows:
-        continue  # the types of its columns may be those of nothing
+    for part in self._filled:
       if time and kind is None:
         kind = self._time_type(part, time)
       types = {name: _id_type(part, name) for name in ids}
@@ -111,11 +112,10 @@ class Table:
   def _time_type(self, part, name: str) -> pa.DataType:
     if isinstance(part, ParquetFile):
       found = part.type_of(name)
-      found = found.value_type if pa.types.is_dictionary(found) else found
       if pa.types.is_integer(found) or pa.types.is_floating(found):
         return pa.int64()
       if pa.types.is_timestamp(found) or pa.types.is_date(found):
-        return found
+        return self._in_one_unit(found, name)
       if not times.is_text(found):
         raise InputError(f"{part.path} has {found} values in its column {name!r}: expected {times.EXPECTED}.")
       _, first = next(part.batches({name: found}), (0, None))
@@ -127,7 +127,13 @@ class Table:
     kind = times.type_of(value, self._time_format)
     if kind is None:
       raise InputError(f"{part.path} row 1 has the {name} {reprlib.repr(value)}: expected {times.EXPECTED}.")
-    return kind
+    return self._in_one_unit(kind, name) if pa.types.is_timestamp(kind) else kind
+
+  def _in_one_unit(self, kind: pa.DataType, name: str) -> pa.DataType:
+    """The type of dates in the finest unit that a part has: all parts are then alike, and none loses digits."""
+    types = [part.type_of(name) if isinstance(part, ParquetFile) else kind for part in self._filled]
+    units = {one.unit if pa.types.is_timestamp(one) else "us" for one in types}
+    return pa.timestamp(max(units, key=("s", "ms", "us", "ns").index), getattr(kind, "tz", None))
 
   def _ids(self, part, column: pa.Array, name: str, rows: int) -> pa.Array:
     if pa.types.is_dictionary(column.type):
@@ -175,6 +181,11 @@ class Table:
       raise InputError(
         f"{part.path} line {line + wrong.place} cannot be read (invalid value {reprlib.repr(wrong.value)}): expected "
         f"{expected}; correct the line or write the file again."
+      ) from None
+    except times.TooFar as error:
+      raise InputError(
+        f"{part.path} has a {name} that does not fit into {kind}, the finest unit of all files ({error}): correct it "
+        "or write all files in microseconds."
       ) from None
     except pa.ArrowException as error:
       raise InputError(f"{part.path} has a {name} that cannot be read ({error}): expected {times.EXPECTED}.") from None

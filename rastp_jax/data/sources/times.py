@@ -27,6 +27,10 @@ class Wrong(Exception):
     self.place, self.value = place, value
 
 
+class TooFar(Exception):
+  """A date that a unit of time cannot hold."""
+
+
 def is_text(kind: pa.DataType) -> bool:
   return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
@@ -52,10 +56,11 @@ def type_of(value: Any, time_format: str) -> pa.DataType | None:
 
 
 def numbers(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
-  """int64 or float64 values, null where there is none; dates as microseconds.
+  """int64 or float64 values, null where there is none; dates in the unit of the kind, or else as microseconds.
 
   Raises:
     Wrong: a value is not of the kind.
+    TooFar: a date does not fit into the kind.
   """
   if is_text(column.type):
     column = _from_text(column.cast(pa.string()), kind, time_format)
@@ -65,7 +70,13 @@ def numbers(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
     column = column.cast(pa.float64())
   elif pa.types.is_date(column.type):
     column = column.cast(pa.timestamp("us"))
-  return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+  if not pa.types.is_timestamp(column.type):
+    return column
+  unit = kind.unit if pa.types.is_timestamp(kind) else "us"
+  try:
+    return column.cast(pa.timestamp(unit, column.type.tz)).cast(pa.int64())
+  except pa.ArrowInvalid as error:
+    raise TooFar(error) from None
 
 
 def are_rounded(written: pa.Array, read: pa.Array, first: Any) -> bool:
@@ -115,28 +126,28 @@ def _from_text(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Arra
       if value is not None and (moment is None or bool(moment.tzinfo) != bool(kind.tz)):
         raise Wrong(place, value) from None
       found.append(None if moment is None else _microseconds(moment))
-    return pa.array(found, pa.int64())
+    return pa.array(found, pa.timestamp("us"))
 
 
 def _formatted(text: pa.Array, time_format: str) -> pa.Array:
   try:
     parse = pc.strptime  # pyright: ignore[reportAttributeAccessIssue]
-    known = parse(text, format=time_format, unit="us", error_is_null=True).cast(pa.int64())
+    known = parse(text, format=time_format, unit="us", error_is_null=True)
   except pa.ArrowException:
-    known = pa.nulls(len(text), pa.int64())
+    known = pa.nulls(len(text), pa.timestamp("us"))
   unread = pc.and_(pc.is_null(known), pc.is_valid(text))  # pyright: ignore[reportAttributeAccessIssue]
   missing = np.flatnonzero(unread.to_numpy(zero_copy_only=False))
   if not len(missing):
     return known
   # What Arrow does not know, like fractions of seconds and zones, Python does.
-  values = known.to_pylist()
+  values = known.cast(pa.int64()).to_pylist()
   for place in missing.tolist():
     value = text[place].as_py()
     try:
       values[place] = _microseconds(datetime.datetime.strptime(value, time_format))
     except ValueError:
       raise Wrong(place, value) from None
-  return pa.array(values, pa.int64())
+  return pa.array(values, pa.timestamp("us"))
 
 
 def _iso(text: str) -> str:
