@@ -205,6 +205,32 @@ def test_parts_that_are_empty_or_lacking(tmp_path):
   refused(tmp_path / "x", files, "lacks 1 of the 3 files .* the first of them number 1")
 
 
+DATED = [(u, i, f"2024-01-{9 - k % 4:02d}") for k, (u, i, _) in enumerate(ROWS)]  # the newest first
+
+
+@pytest.mark.parametrize(
+  ("times", "settings"),
+  [([t for *_, t in DATED], {}), ([f"{9 - k % 4}/1/24" for k in range(12)], {"time_format": "%d/%m/%y"})],
+)
+@pytest.mark.parametrize("name", ["part-{}.csv", "part-{}.tsv.gz", "part-{}.parquet"])
+def test_a_first_part_without_rows_says_nothing_about_times(tmp_path, name, times, settings):
+  rows = [(u, i, t) for (u, i, _), t in zip(ROWS, times, strict=True)]
+  files = {}
+  for number, part in enumerate(([], [], rows[:8], rows[8:])):
+    form = table([*part, *rows])[: len(part)] if "parquet" in name else lines(part, "\t" if "tsv" in name else ",")
+    files[f"interactions/{name.format(number)}"] = form
+  assert read(tmp_path, files, **settings)[1] == {u: READ[u][::-1] for u in READ}
+
+
+@pytest.mark.parametrize("name", ["interactions.csv", "interactions.csv.gz", "interactions.parquet"])
+@pytest.mark.parametrize(("gap", "row"), [(0, 1), (5, 6)])
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_a_row_without_a_date_is_refused_as_that(tmp_path, name, gap, row, empty):
+  rows = [(u, i, empty if k == gap else t) for k, (u, i, t) in enumerate(DATED)]
+  text = lines([(u, i, "" if t is None else t) for u, i, t in rows])
+  refused(tmp_path, {name: table(rows) if "parquet" in name else text}, f"{name} row {row} has no timestamp: give it")
+
+
 @pytest.mark.parametrize("kinds", [(pa.int64(), pa.timestamp("s")), (pa.date32(), pa.int32())])
 def test_parts_with_times_of_two_kinds(tmp_path, kinds):
   parts = zip((ROWS[:5], ROWS[5:]), kinds, strict=True)

@@ -88,11 +88,15 @@ class Table:
       types = {name: _id_type(part, name) for name in ids}
       if time:
         quoted = isinstance(part, JsonFile) and isinstance(part.first.get(time), str)
-        types[time] = pa.string() if quoted else kind
+        types[time] = pa.string() if quoted or kind is None else kind
       for line, table in part.batches(types, time):
+        if not table.num_rows:
+          continue
         columns = [self._ids(part, _whole(table.column(name)), name, rows) for name in ids]
         if time:
-          columns.append(self._times(part, _whole(table.column(time)), time, kind, rows, line))
+          column = _whole(table.column(time))
+          kind = self._type_of_first(part, column, time) if kind is None else kind
+          columns.append(self._times(part, column, time, kind, rows, line))
         yield pa.table(columns, names=[*ids, *([time] if time else [])])
         rows += table.num_rows
 
@@ -109,7 +113,8 @@ class Table:
         for number, row in part.rows():
           yield f"{part.path} row {number}", row
 
-  def _time_type(self, part, name: str) -> pa.DataType:
+  def _time_type(self, part, name: str) -> pa.DataType | None:
+    """What times are read as, by the type or the first value in a part; None where its rows have to be read."""
     if isinstance(part, ParquetFile):
       found = part.type_of(name)
       if pa.types.is_integer(found) or pa.types.is_floating(found):
@@ -118,12 +123,21 @@ class Table:
         return self._in_one_unit(found, name)
       if not times.is_text(found):
         raise InputError(f"{part.path} has {found} values in its column {name!r}: expected {times.EXPECTED}.")
-      _, first = next(part.batches({name: found}), (0, None))
-      value = _text(part, _whole(first.column(0)), name)[0].as_py() if first is not None and first.num_rows else ""
-    else:
-      value = part.first.get(name, "")
-    if value == "" and not isinstance(part, JsonFile):  # no rows, or a gap that reading will find
-      return pa.int64()
+      return None
+    value = part.first.get(name, "")
+    if value == "" and not isinstance(part, JsonFile):  # no rows, or a gap
+      return None
+    return self._type_of(part, value, name)
+
+  def _type_of_first(self, part, column: pa.Array, name: str) -> pa.DataType:
+    """What times are read as, by the first of all rows, as text."""
+    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    value = _text(part, column, name)[0].as_py()
+    if value is None or not value.strip():
+      raise InputError(f"{part.path} row 1 has no {name}: give it one or remove the row.")
+    return self._type_of(part, value, name)
+
+  def _type_of(self, part, value: Any, name: str) -> pa.DataType:
     kind = times.type_of(value, self._time_format)
     if kind is None:
       raise InputError(f"{part.path} row 1 has the {name} {reprlib.repr(value)}: expected {times.EXPECTED}.")
