@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import decimal
 import gzip
 import itertools
 import json
@@ -235,6 +236,13 @@ def test_a_row_without_a_date_is_refused_as_that(tmp_path, name, gap, row, empty
 def test_parts_with_times_of_two_kinds(tmp_path, kinds):
   parts = zip((ROWS[:5], ROWS[5:]), kinds, strict=True)
   files = {f"interactions_{k}.parquet": table(part, timestamp=kind) for k, (part, kind) in enumerate(parts)}
+  refused(tmp_path, files, "interactions_1.parquet has .* values in its column 'timestamp', but the files before it")
+
+
+@pytest.mark.parametrize("value", [True, decimal.Decimal(5), datetime.time(10), datetime.timedelta(5), None])
+@pytest.mark.parametrize("rows", [ROWS, DATED])
+def test_a_later_part_whose_times_are_none_is_refused(tmp_path, value, rows):
+  files = {"interactions_0.parquet": table(rows), "interactions_1.parquet": table([(u, i, value) for u, i, _ in ROWS])}
   refused(tmp_path, files, "interactions_1.parquet has .* values in its column 'timestamp', but the files before it")
 
 

@@ -117,9 +117,9 @@ class Table:
     """What times are read as, by the type or the first value in a part; None where its rows have to be read."""
     if isinstance(part, ParquetFile):
       found = part.type_of(name)
-      if pa.types.is_integer(found) or pa.types.is_floating(found):
+      if times.is_number(found):
         return pa.int64()
-      if pa.types.is_timestamp(found) or pa.types.is_date(found):
+      if times.is_date(found):
         return self._in_one_unit(found, name)
       if not times.is_text(found):
         raise InputError(f"{part.path} has {found} values in its column {name!r}: expected {times.EXPECTED}.")
@@ -181,7 +181,7 @@ class Table:
       column = column.dictionary_decode()
     if times.is_text(column.type):
       column = _text(part, column, name)
-    elif pa.types.is_temporal(column.type) != pa.types.is_temporal(kind):
+    elif not (times.is_date(column.type) if times.is_date(kind) else times.is_number(column.type)):
       raise InputError(
         f"{part.path} has {column.type} values in its column {name!r}, but the files before it have {kind}: expected "
         "one type; write the file again."

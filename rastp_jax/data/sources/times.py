@@ -35,6 +35,14 @@ def is_text(kind: pa.DataType) -> bool:
   return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
+def is_number(kind: pa.DataType) -> bool:
+  return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def is_date(kind: pa.DataType) -> bool:
+  return pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+
+
 def type_of(value: Any, time_format: str) -> pa.DataType | None:
   """The type that a column is read as whose first value is this; None if that is not a time."""
   if time_format:
