@@ -415,6 +415,29 @@ def test_quotation_marks_inside_of_titles(tmp_path, escaped):
   assert [item.title for item in found.items[:2]] == ['Tea "green"', "plain, with a comma"]
 
 
+@pytest.mark.parametrize("block", [16, 100, 1 << 20])
+@pytest.mark.parametrize("separator", ["\t", "|", " "])
+@pytest.mark.parametrize("last", ['"a_5"_nail"', '"a_5_nail'])
+def test_marks_that_are_text_in_one_row_are_text_in_all(tmp_path, monkeypatch, separator, last, block):
+  monkeypatch.setattr(csv_files, "_BLOCK", block)
+  rows = [(f'"{u}"', f'"{i}"', t, '"fine"') for u, i, t in ROWS]
+  rows[-1] = (*rows[-1][:3], last)
+  text = lines(rows, separator, '"user","item","timestamp","title"')
+  read_as = {f'"{u}"': [f'"{i}"' for i in items] for u, items in READ.items()}
+  assert read(tmp_path, {"interactions.tsv": text})[1] == read_as
+  assert read(tmp_path / "x", {"interactions.tsv": text.replace(last, '"a_5""_nail"')})[1] == READ
+
+
+@pytest.mark.parametrize("block", [16, 1 << 20])
+def test_a_backslash_means_the_same_in_all_rows(tmp_path, monkeypatch, block):
+  """It ends the first title and escapes a mark in the last: no one way to read marks suits both, so they are text."""
+  monkeypatch.setattr(csv_files, "_BLOCK", block)
+  titles = ['"C:\\"', "Pot", "Cup", '"5\\" tea"']
+  items = "item\ttitle\n" + "".join(f"i{k}\t{title}\n" for k, title in enumerate(titles))
+  found, _ = read(tmp_path, {"interactions.csv": lines(), "items.tsv": items})
+  assert [item.title for item in found.items] == titles
+
+
 def test_a_value_that_ends_in_a_backslash(tmp_path):
   text = lines([(u, '"C:\\"', '"a\nb"', i, t) for u, i, t in ROWS], "\t", "user,path,review,item,timestamp")
   assert read(tmp_path, {"interactions.csv": text})[1] == READ

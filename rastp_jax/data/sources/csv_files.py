@@ -133,8 +133,19 @@ class CsvFile:
     A block in which a value is not of the asked type comes as text in all columns.
     """
     wanted = types or dict.fromkeys(self.columns, pa.string())
+    if self._lenient:
+      self._settle_marks(time)
     for line, text in self._blocks(time):
       yield line, self._parsed(line, text, wanted)
+
+  def _settle_marks(self, time: str) -> None:
+    """Looks through the file, so that what its last row tells about quotation marks holds for its first one as well."""
+    before = None
+    while self._quoting and before != self._escapes:
+      before = self._escapes
+      for _ in self._blocks(time):
+        if not self._quoting:
+          return
 
   def _parsed(self, line: int, text: bytes, types: dict[str, pa.DataType]) -> pa.Table:
     marks = self._quoting and b'"' in text
