@@ -169,6 +169,40 @@ def test_a_draw_can_stay_together():
   assert 0 < source[0]["weight"].sum() < 512
 
 
+@pytest.mark.parametrize(
+  ("users", "run_length", "plan"),
+  [  # (rows, batches); a batch of about 417 samples is two draws of short histories
+    (20, 1, (512, 1)),
+    (60, 1, (512, 2)),
+    (60, 2, (512, 2)),
+    (100, 1, (1024, 2)),
+    (100, 2, (1024, 2)),
+    (100, 4, (512, 4)),
+    (200, 3, (1024, 3)),
+  ],
+)
+def test_few_users_make_whole_runs_of_whole_draws(users, run_length, plan):
+  histories, codes = make_data([8] * users)
+  config = DataConfig(max_items=20, bucket_lengths=(20,), sampling="subsequences", mix_users=False)
+  source = training_batches(histories, codes, config, batch_size=417, seed=0, row_multiple=8, run_length=run_length)
+  (bucket,) = source.buckets
+  assert (bucket.rows, bucket.batches) == plan and source.steps_per_epoch == bucket.batches
+  for epoch in range(3):
+    starts, ends = source.epoch_samples(epoch)
+    assert len(set(zip(starts, ends, strict=True))) == len(starts)  # every draw once
+    for step in range(source.steps_per_epoch):
+      real = source[epoch * source.steps_per_epoch + step]["weight"].sum()
+      assert real == len(source.samples(epoch * source.steps_per_epoch + step)[0]) > 0
+
+
+def test_fewer_draws_than_a_run_has_batches_are_refused():
+  histories, codes = make_data([8] * 100)
+  config = DataConfig(max_items=20, bucket_lengths=(20,), sampling="subsequences", mix_users=False)
+  sentence = "one batch of each data.users_per_draw=32 users, 4 of beauty, but train.steps_per_dispatch=5 batches"
+  with pytest.raises(InputError, match=sentence):
+    training_batches(histories, codes, config, batch_size=417, seed=0, run_length=5)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 65, 1000, 4097])
 def test_a_shuffle_has_every_number_once(size):
   places = np.arange(size)

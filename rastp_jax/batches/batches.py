@@ -51,7 +51,8 @@ class TrainingBatches:
     shard: (this host, hosts): rows are cut into equal contiguous slices, one per host.
 
   Raises:
-    InputError: no user has enough items to train on.
+    InputError: no user has enough items to train on, or mix_users=False leaves fewer groups of users than a run has
+      batches.
   """
 
   def __init__(
@@ -91,9 +92,15 @@ class TrainingBatches:
     else:
       assert isinstance(self._sampler, SubSequences)  # config.data.check refuses anything else
       groups = self._sampler.groups
-      self._groups_per_batch = max(1, round(batch_size * groups / counts[0]))
+      if groups < run_length:
+        raise InputError(
+          f"config.data.mix_users=False makes at most one batch of each data.users_per_draw={config.users_per_draw} "
+          f"users, {groups} of {config.dataset}, but train.steps_per_dispatch={run_length} batches are trained on at "
+          "once: lower one of these two settings."
+        )
+      self._groups_per_batch = max(1, min(round(batch_size * groups / counts[0]), groups // run_length))
       rows = round_up(self._groups_per_batch * config.samples_per_draw, row_multiple)
-      batches = max(1, groups // (self._groups_per_batch * run_length)) * run_length
+      batches = groups // (self._groups_per_batch * run_length) * run_length
       self.buckets = (Bucket(lengths[0], rows, batches),)
     self.steps_per_epoch = sum(bucket.batches for bucket in self.buckets)
     self.samples_per_step = counts.sum() / self.steps_per_epoch
