@@ -114,7 +114,7 @@ class Table:
           yield f"{part.path} row {number}", row
 
   def _time_type(self, part, name: str) -> pa.DataType | None:
-    """What times are read as, by the type or the first value in a part; None where its rows have to be read."""
+    """What times are read as, by the type or the first value in a part; None where only its rows tell."""
     if isinstance(part, ParquetFile):
       found = part.type_of(name)
       if times.is_number(found):
