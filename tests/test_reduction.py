@@ -201,18 +201,18 @@ def test_no_gradient_reaches_padding_and_some_every_token(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_slots_compose_over_stages(name):
   """What became of a token after two stages is what the second stage made of what the first one made of it."""
-  several = REDUCTIONS[name].tokens is None
-  settings = setting(name, after_block=(0, 1), keep_tokens=(12, 5)) if several else setting(name)
+  names, budget = (name, 12) if name in BUDGETED else (f"recent+{name}", 28 if name in REMAINING else 12)
+  settings = setting(names, after_block=(0, 1), keep_tokens=(budget, 5))
   _, stages = stages_of(settings, make_history())
+  assert len(stages) == 2
   mask = np.asarray(stages[0].before.mask)
   first = np.broadcast_to(stages[0].after.slot, mask.shape)
-  if len(stages) == 2:
-    seen = seen_at(stages[1], settings, build(settings), 1)
-    alone = jax.jit(lambda tokens: REDUCTIONS[name].reduce(seen.replace(tokens=tokens)))
-    alone = alone(stages[1].before.replace(slot=None))
-    second = np.broadcast_to(alone.slot, stages[1].before.mask.shape)
-    followed = np.where(first < 0, -1, np.take_along_axis(second, np.maximum(first, 0), 1))
-    np.testing.assert_array_equal(np.broadcast_to(stages[1].after.slot, mask.shape)[mask], followed[mask])
+  seen = seen_at(stages[1], settings, build(settings), 1)
+  alone = jax.jit(lambda tokens: REDUCTIONS[name].reduce(seen.replace(tokens=tokens)))
+  alone = alone(stages[1].before.replace(slot=None))
+  second = np.broadcast_to(alone.slot, stages[1].before.mask.shape)
+  followed = np.where(first < 0, -1, np.take_along_axis(second, np.maximum(first, 0), 1))
+  np.testing.assert_array_equal(np.broadcast_to(stages[1].after.slot, mask.shape)[mask], followed[mask])
   outcome = np.asarray(dropped_at(jnp.asarray(mask), stages))
   assert (outcome[~mask] == NO_TOKEN).all() and set(np.unique(outcome[mask])) <= {SURVIVED, *range(1, len(stages) + 1)}
   np.testing.assert_array_equal(

@@ -41,7 +41,7 @@ def pool_by_projection(seen: Seen, weight: Float[Array, "B L"], budget: int) -> 
   """One token per item: a linear map of its tokens end to end (LONGER's token merge, arXiv 2505.04421)."""
   kernel = seen.learned.kernel[...].astype(seen.tokens.hidden.dtype)
   pooled = merge.pool_items(seen, weight, budget)
-  own = (pooled.slots[:, None, :] == jnp.arange(budget)[None, :, None]) & seen.tokens.mask[:, None, :]
+  own = (merge.item_numbers(seen)[:, None, :] == jnp.arange(budget)[None, :, None]) & seen.tokens.mask[:, None, :]
   level = seen.levels[:, None, :] == jnp.arange(kernel.shape[0])[None, :, None]
   where = (own[:, None] & level[:, :, None]).astype(kernel.dtype)  # (B, P, K, L), one-hot over L
   parts = jnp.einsum("BPKL,BLD->BPKD", where, seen.tokens.hidden)

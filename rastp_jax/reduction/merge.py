@@ -42,10 +42,14 @@ def fuse(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Tokens:
 
 def pool_items(seen: Seen, weight: Float[Array, "B L"], budget: int) -> Tokens:
   """One token per item, the weighted mean of what the item has left, at the place of its last token."""
-  tokens, items = seen.tokens, seen.items
-  earlier = jnp.pad(items[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-  into = jnp.cumsum(items != earlier, axis=-1) - 1  # tokens of an item stand together
-  return merge_into(tokens, into, weight, last_places(seen, into, budget))
+  into = item_numbers(seen)
+  return merge_into(seen.tokens, into, weight, last_places(seen, into, budget))
+
+
+def item_numbers(seen: Seen) -> Int[Array, "#B L"]:
+  """Which of the items that still have tokens each token belongs to, from 0."""
+  earlier = jnp.pad(seen.items[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  return jnp.cumsum(seen.items != earlier, axis=-1) - 1  # tokens of an item stand together
 
 
 def assign(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Tokens:
@@ -122,7 +126,7 @@ def super_tokens(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Tokens
   centres = pooled.hidden.astype(jnp.float32)
   x = seen.tokens.hidden.astype(jnp.float32)
   logits = jnp.einsum("BLD,BKD->BLK", x, centres) / x.shape[-1] ** 0.5
-  near = jnp.abs(pooled.slots[:, :, None] - jnp.arange(budget)[None, None, :]) <= 1
+  near = jnp.abs(item_numbers(seen)[:, :, None] - jnp.arange(budget)[None, None, :]) <= 1
   shares = jax.nn.softmax(jnp.where(near & pooled.mask[:, None, :], logits, -1e30), axis=-1)
   return mix(seen.tokens, jnp.swapaxes(shares, 1, 2), pooled)
 
@@ -131,7 +135,7 @@ def semantic_tokens(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Tok
   """One token per item that attends to all tokens with the mean of the item's queries (STViT, arXiv 2303.08685)."""
   known = seen.known
   pooled = pool_items(seen, jnp.ones(seen.tokens.mask.shape), budget)
-  own = (pooled.slots[:, None, :] == jnp.arange(budget)[None, :, None]) & seen.tokens.mask[:, None, :]
+  own = (item_numbers(seen)[:, None, :] == jnp.arange(budget)[None, :, None]) & seen.tokens.mask[:, None, :]
   own = own.astype(jnp.float32)
   own = own / jnp.maximum(jnp.sum(own, axis=-1, keepdims=True), 1.0)
   queries = jnp.einsum("BKL,BLHE->BKHE", own, known.queries.astype(jnp.float32))
