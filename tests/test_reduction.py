@@ -340,6 +340,27 @@ def test_change_adds_up_over_blocks():
   np.testing.assert_allclose(np.asarray(stage.before.note)[mask], total[mask], rtol=2e-5)
 
 
+@pytest.mark.parametrize(
+  ("names", "goes_on"),
+  [
+    ("hiprune+flowcut", False),
+    ("newest_attention+hiprune", False),
+    ("change+hired", False),
+    ("change+transprune", True),  # which watch the same
+    ("flowcut+flowcut", True),
+  ],
+)
+def test_a_stage_goes_on_from_a_note_of_its_own_only(names, goes_on):
+  settings = setting(names, after_block=(0, 1), keep_tokens=(20, 9))
+  _, (first, second) = stages_of(settings, make_history())
+  watch = REDUCTIONS[names.partition("+")[2]].watch
+  earlier = first.after.note if goes_on else None
+  seen = seen_at(second, settings)
+  expected = jax.jit(lambda: watch(seen.replace(tokens=second.before.replace(note=earlier))))()
+  mask = np.asarray(second.before.mask)
+  np.testing.assert_allclose(np.asarray(second.before.note)[mask], np.asarray(expected)[mask], rtol=1e-6)
+
+
 def test_random_is_uniform_and_depends_on_the_history():
   kept = []
   for seed in range(40):

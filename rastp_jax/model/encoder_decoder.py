@@ -156,13 +156,15 @@ class EncoderDecoder(nnx.Module):
     tokens = tokens.replace(hidden=drop(tokens.hidden, self.config.dropout))
     if schedule.BEFORE_BLOCKS in planned:
       tokens = reduced(planned[schedule.BEFORE_BLOCKS], tokens, None)
-    bias = self._bias(tokens, bool(stages))
+    bias, watch = self._bias(tokens, bool(stages)), None
     for index, block in enumerate(self.encoder_blocks):
       hidden, known = block(tokens.hidden, tokens.mask, bias, drop)
       tokens = tokens.replace(hidden=hidden)
       coming = next((stage for place, stage in planned.items() if place >= index), None)
       if coming is not None and coming.method.watch is not None:
-        tokens = tokens.replace(note=coming.method.watch(seen_by(coming, tokens, known)))
+        own = tokens if coming.method.watch is watch else tokens.replace(note=None)  # another one's note says nothing
+        watch = coming.method.watch
+        tokens = tokens.replace(note=watch(seen_by(coming, own, known)))
       if index in planned:
         tokens = reduced(planned[index], tokens, known)
         bias = self._bias(tokens, True)

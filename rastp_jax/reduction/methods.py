@@ -25,7 +25,7 @@ class Method:
     score: (B, L) float32 from what is seen; higher is kept, or weighs more in a mean.
     merge: K tokens from what is seen, the scores and K; ends in `merge.keep`, `merge.merge_into` or `merge.mix`.
     kind: "drop", "merge" (hard: each token joins one) or "pool" (soft: each token counts in several).
-    watch: a note on each token, renewed after every block up to the last stage; the earlier one is in `seen.tokens`.
+    watch: a note on each token, renewed after every block up to the last stage; its earlier one is in `seen.tokens`.
     tokens: K by the length of the unreduced sequence, where the method settles that itself instead of the budget.
     before_blocks: whether it may stand before block 0, where nothing but the tokens is seen.
     unchanged: whether a row that fits into the budget comes out as it was.
