@@ -83,6 +83,7 @@ def test_every_published_quirk_is_a_field_of_the_reference():
     ("reduction", "keep_ratio", 1.5, "too large: expected above 0 and at most 1"),
     ("reduction", "keep_tokens", 0, "too small: expected at least 1"),
     ("reduction", "keep_tokens", 146, "above the longest history's 145 positions"),
+    ("reduction", "latent_queries", {"most": 0}, "latent_queries.most=0 is too small"),
     ("reduction", "after_block", 4, "lie between -1 and 3"),
     ("reduction", "after_block", (1, 2), "has 1 values for the 2 stages"),
     ("data", "dataset", "Beauty!", "is not a name for a dataset"),
@@ -156,7 +157,7 @@ def test_what_may_differ_where():
   assert not {"train.seed", "train.learning_rate", "model.d_model", "reduction.method", "data.max_items"} & resume
   assert decode == {"data.data_dir", "data.bucket_lengths"} | {
     name for name in config_lib.all_settings() if name.startswith(("eval.", "counts.", "reduction."))
-  }
+  } - {"reduction.latent_queries.most", "reduction.slimming.most"}  # sizes of weights
   assert {"train.seed", "mesh.data", "train.log_every", "eval.batch_size"} <= seed
   assert not {"train.eval_every", "eval.beam_width", "train.length"} & seed  # these choose other checkpoints or beams
   assert host == {"data.data_dir"}

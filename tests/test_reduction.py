@@ -420,6 +420,21 @@ def test_item_mean_after_a_drop_pools_what_is_left():
   np.testing.assert_array_equal(pooled.slot, [[0, 0, 1, 1, 1, 2]])
 
 
+@pytest.mark.parametrize("name", SOFT_SLOTS)
+def test_slots_have_weights_for_every_budget(name):
+  """A budget above them is refused; with as many as are asked for the model runs."""
+  values = {"data": {"max_items": 60}, "reduction": {"method": name, "keep_ratio": (0.5,)}}
+  with pytest.raises(InputError, match=f"reduction.{name}.most=128 is below the 150 tokens .* raise it to 150"):
+    config_lib.from_dict(values)
+  config_lib.from_dict({**values, "reduction": {**values["reduction"], "keep_ratio": (1.0,)}})  # no stage at all
+  values["reduction"][name] = {"most": 150}
+  settings = dataclasses.replace(config_lib.from_dict(values).reduction, after_block=(0,))
+  encoded, _ = stages_of(settings, make_history(items=60, lengths=(60, 1)))
+  assert encoded.hidden.shape[1] == 150 and np.isfinite(np.asarray(encoded.hidden)).all()
+  sizes = {leaf.shape for leaf in jax.tree.leaves(nnx.state(build(setting(name)), nnx.Param))}
+  assert any(128 in shape for shape in sizes) and not any(150 in shape for shape in sizes)  # older weights fit
+
+
 # --- Settings of the reduction -------------------------------------------------------------------------------------
 
 

@@ -387,6 +387,20 @@ class ReductionConfig(WithMethods):
         f"config.reduction.keep_tokens={self.keep_tokens} is above the longest history's {positions} positions (the "
         "last of data.bucket_lengths x tokens per item): keep fewer, or use reduction.method='none' for a dense model."
       )
+    if ids.levels:
+      self._check_weights(positions)
+
+  def _check_weights(self, positions: int) -> None:
+    """Raises InputError where a stage would leave more tokens of the longest history than it has weights for."""
+    counts = self.keep_tokens or [int(positions * ratio + 1e-6) for ratio in self.random_keep_ratios or self.keep_ratio]
+    names = self.methods()
+    for name, count in zip(names * len(counts) if len(names) == 1 else names, counts, strict=True):
+      most = self.METHODS[name].most(self)
+      if most is not None and most < count < positions:  # with all positions kept it would be left out
+        raise InputError(
+          f"config.reduction.{name}.most={most} is below the {count} tokens that a stage leaves of the longest "
+          f"history's {positions} positions: raise it to {count}, or keep fewer by reduction.keep_ratio or keep_tokens."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

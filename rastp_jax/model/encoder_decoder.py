@@ -67,7 +67,7 @@ class EncoderDecoder(nnx.Module):
     methods = [] if reduction.method == "none" else schedule.methods_of(reduction)
     self.reducers = nnx.Dict(
       {
-        str(number): method.learned(config, self.layout, rngs=rngs)
+        str(number): method.weights(config, self.layout, reduction, rngs=rngs)
         for number, method in enumerate(methods)
         if method.learned is not None
       }

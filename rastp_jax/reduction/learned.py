@@ -50,9 +50,19 @@ def pool_by_projection(seen: Seen, weight: Float[Array, "B L"], budget: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class SlotOptions:
+  """Of methods whose weights belong to slots."""
+
+  most: int = setting(128, "slots there are weights for; the first K of them are used", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentOptions(SlotOptions):
   """Latent queries (reduction.method=latent_queries)."""
 
-  most: int = setting(128, "queries there are weights for; the first K of them are used", at_least=1)
+
+@dataclasses.dataclass(frozen=True)
+class SlimmingOptions(SlotOptions):
+  """Slots that a small network fills (reduction.method=slimming)."""
 
 
 class LatentQueries(nnx.Module):

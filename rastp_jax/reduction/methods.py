@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
+from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.reduction import learned, merge, scores, select
 from rastp_jax.reduction.tokens import ItemLayout, Seen, Tokens
 
@@ -29,7 +31,8 @@ class Method:
     tokens: K by the length of the unreduced sequence, where the method settles that itself instead of the budget.
     before_blocks: whether it may stand before block 0, where nothing but the tokens is seen.
     unchanged: whether a row that fits into the budget comes out as it was.
-    learned: weights that a stage owns, made of the model's settings and the layout; `seen.learned` in the functions.
+    learned: weights that a stage owns, made of the model's settings, the layout and the options; `seen.learned` in the
+      functions.
     options: settings of its own (a dataclass of `config.setting`s), `seen.settings.of(options)`; None without any.
   """
 
@@ -48,6 +51,17 @@ class Method:
   def reduce(self, seen: Seen) -> Tokens:
     """Shortens L tokens to `seen.budget`."""
     return self.merge(seen, self.score(seen), seen.budget)
+
+  def weights(self, config: ModelConfig, layout: ItemLayout, settings: ReductionConfig, *, rngs: nnx.Rngs) -> Any:
+    """Fresh ones of a stage, for methods with `learned`."""
+    assert self.learned is not None
+    options = {} if self.options is None else vars(settings.of(self.options))
+    return self.learned(config, layout, rngs=rngs, **options)
+
+  def most(self, settings: ReductionConfig) -> int | None:
+    """The largest K that there are weights for; None where weights do not depend on K."""
+    options = None if self.options is None else settings.of(self.options)
+    return options.most if isinstance(options, learned.SlotOptions) else None
 
 
 def _alike(seen: Seen) -> Float[Array, "B L"]:
@@ -289,6 +303,7 @@ REDUCTIONS: Mapping[str, Method] = {
     before_blocks=True,
     unchanged=False,
     learned=learned.LatentQueries,
+    options=learned.LatentOptions,
   ),
   "slimming": Method(
     "K slots that a small network fills",
@@ -299,6 +314,7 @@ REDUCTIONS: Mapping[str, Method] = {
     before_blocks=True,
     unchanged=False,
     learned=learned.Slimming,
+    options=learned.SlimmingOptions,
   ),
 }
 
