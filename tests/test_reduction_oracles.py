@@ -143,13 +143,20 @@ def cosine(x):
   return unit @ unit.T
 
 
+def taken(r, chosen):
+  """The first one taken scores K."""
+  score = np.zeros(r.n)
+  score[chosen] = K - np.arange(len(chosen))
+  return score
+
+
 def divprune(r):
   apart = 1 - cosine(r.x)
   others = apart + np.where(np.eye(r.n, dtype=bool), np.inf, 0)
   chosen = [int(others.min(1).argmax())]
   while len(chosen) < min(K, r.n):
     chosen.append(max((j for j in range(r.n) if j not in chosen), key=lambda j: min(apart[j, s] for s in chosen)))
-  return np.isin(np.arange(r.n), chosen).astype(float)
+  return taken(r, chosen)
 
 
 def max_sum(r):
@@ -157,7 +164,7 @@ def max_sum(r):
   chosen = [int(apart.sum(1).argmax())]
   while len(chosen) < min(K, r.n):
     chosen.append(max((j for j in range(r.n) if j not in chosen), key=lambda j: sum(apart[j, s] for s in chosen)))
-  return np.isin(np.arange(r.n), chosen).astype(float)
+  return taken(r, chosen)
 
 
 def dpp(r, relevance, count):
@@ -279,7 +286,20 @@ def test_determinantal_processes(name):
       score = rastp(r)
       scaled = (score - score.min() + 1e-3) / (score.max() - score.min() + 1e-3)
       expected = dpp(r, scaled if name == "cdpruner" else 0.9**r.age, 4)
+      np.testing.assert_array_equal(np.argsort(-ours[row], kind="stable")[:4], expected)
+      np.testing.assert_array_equal(ours[row][expected], [4, 3, 2, 1])
       assert set(np.flatnonzero(ours[row])) == set(expected)
+
+
+@pytest.mark.parametrize("name", ["divprune", "max_sum"])
+def test_protected_separators_leave_room_for_the_first_choices(name):
+  seen = make_seen(prune_separators=False)
+  after = jax.jit(lambda: REDUCTIONS[name].reduce(seen))()
+  for row, r in rows_of(seen):
+    if r.n:
+      score = np.where(r.level == P - 1, np.inf, SCORES[name](r))
+      kept = sorted(np.argsort(-score, kind="stable")[:K])
+      np.testing.assert_array_equal(np.asarray(after.positions)[row][np.asarray(after.mask)[row]], kept)
 
 
 # --- Merges: which old tokens a new one is made of, with what weight; its place -------------------------------------

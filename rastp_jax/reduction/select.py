@@ -45,7 +45,7 @@ def cosines(vectors: Float[Array, "B L D"]) -> Float[Array, "B L L"]:
 
 
 def farthest(seen: Seen) -> Float[Array, "B L"]:
-  """1 for the K tokens that lie farthest apart, greedily by the largest smallest distance (DivPrune, 2503.02175).
+  """K to 1 for the K tokens that lie farthest apart, greedily by the largest smallest distance (DivPrune, 2503.02175).
 
   The first one is the token whose nearest neighbour is farthest; distance is 1 - cosine of the states.
   """
@@ -57,7 +57,7 @@ def farthest(seen: Seen) -> Float[Array, "B L"]:
 
 
 def spread(seen: Seen) -> Float[Array, "B L"]:
-  """1 for the K tokens with the largest sum of distances to those before (ToDRE's greedy max-sum, 2505.18757)."""
+  """K to 1 for the K tokens with the largest sum of distances to those before (ToDRE's greedy max-sum, 2505.18757)."""
   distance = 1.0 - cosines(seen.tokens.hidden)
   real = seen.tokens.mask[:, None, :].astype(jnp.float32)
   start = jnp.sum(distance * real, axis=-1)
@@ -67,23 +67,28 @@ def spread(seen: Seen) -> Float[Array, "B L"]:
 def _greedy(
   seen: Seen, start: Float[Array, "B L"], gain_of: Callable[..., Array], table: Float[Array, "B L L"]
 ) -> Float[Array, "B L"]:
-  """K times: take the token with the largest gain, then renew all gains from its row of the table."""
+  """K times: take the token with the largest gain, then renew all gains from its row of the table.
+
+  The first one taken scores K, the last one 1, all others 0: where separators are protected, not all K can stay.
+  """
   start, table = jax.lax.stop_gradient((start, table))
   mask = seen.tokens.mask
 
   def step(count, state):
     gain, taken = state
-    best = jnp.argmax(jnp.where(mask & ~taken, gain, -jnp.inf), axis=-1)
+    best = jnp.argmax(jnp.where(mask & (taken == 0), gain, -jnp.inf), axis=-1)
     row = jnp.take_along_axis(table, best[:, None, None], axis=1)[:, 0]
-    return gain_of(gain, row, count == 0), taken | _one_hot(best, mask)
+    return gain_of(gain, row, count == 0), _take(taken, best, mask, seen.budget - count)
 
-  _, taken = jax.lax.fori_loop(0, seen.budget, step, (start, jnp.zeros(mask.shape, bool)))
-  return taken.astype(jnp.float32)
+  return jax.lax.fori_loop(0, seen.budget, step, (start, jnp.zeros(mask.shape)))[1]
 
 
-def _one_hot(index: Int[Array, "B"], mask: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
-  """True at each row's index, where that is a real token: rows run out of candidates."""
-  return (jnp.arange(mask.shape[1])[None] == index[:, None]) & mask
+def _take(
+  taken: Float[Array, "B L"], index: Int[Array, "B"], mask: Bool[Array, "B L"], score: Int[Array, ""]
+) -> Float[Array, "B L"]:
+  """Notes the score at each row's index, unless the row has run out of real tokens that were not taken."""
+  free = (jnp.arange(mask.shape[1])[None] == index[:, None]) & mask & (taken == 0)
+  return jnp.where(free, score.astype(jnp.float32), taken)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +99,12 @@ class DecayOptions:
 
 
 def determinant_recent(seen: Seen) -> Float[Array, "B L"]:
-  """1 for the K tokens of a greedy determinantal point process, relevance decay^age."""
+  """K to 1 for the K tokens of a greedy determinantal point process, relevance decay^age."""
   return _determinant(seen, seen.settings.of(DecayOptions).decay ** seen.ages.astype(jnp.float32))
 
 
 def determinant(seen: Seen) -> Float[Array, "B L"]:
-  """1 for the K tokens of a greedy determinantal point process (CDPruner, arXiv 2506.10967).
+  """K to 1 for the K tokens of a greedy determinantal point process (CDPruner, arXiv 2506.10967).
 
   The relevance is RASTP's score, scaled to (0, 1] per row.
   """
@@ -118,15 +123,15 @@ def _determinant(seen: Seen, relevance: Float[Array, "B L"]) -> Float[Array, "B 
 
   def step(count, state):
     gain, factors, taken = state
-    best = jnp.argmax(jnp.where(mask & ~taken, gain, -jnp.inf), axis=-1)
+    best = jnp.argmax(jnp.where(mask & (taken == 0), gain, -jnp.inf), axis=-1)
     pick = lambda x: jnp.take_along_axis(x, best[:, None], axis=-1)
     row = jnp.take_along_axis(kernel, best[:, None, None], axis=1)[:, 0]
     own = jnp.take_along_axis(factors, best[:, None, None], axis=2)
     error = (row - jnp.sum(own * factors, axis=1)) / jnp.sqrt(jnp.maximum(pick(gain), 1e-9))
-    return gain - error**2, factors.at[:, count].set(error), taken | _one_hot(best, mask)
+    return gain - error**2, factors.at[:, count].set(error), _take(taken, best, mask, seen.budget - count)
 
-  start = (relevance**2, jnp.zeros((batch, seen.budget, length)), jnp.zeros(mask.shape, bool))
-  return jax.lax.fori_loop(0, seen.budget, step, start)[2].astype(jnp.float32)
+  start = (relevance**2, jnp.zeros((batch, seen.budget, length)), jnp.zeros(mask.shape))
+  return jax.lax.fori_loop(0, seen.budget, step, start)[2]
 
 
 def density_peaks(seen: Seen) -> Float[Array, "B L"]:
