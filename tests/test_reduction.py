@@ -27,6 +27,7 @@ LENGTHS = (ITEMS, 2, 4, 0, 1)  # a full row, short ones, a row of padding only, 
 
 METHODS = [name for name in REDUCTIONS if name not in ("none", "given")]  # the one is dense, the other an oracle's
 SOFT_SLOTS = ("latent_queries", "slimming")  # always K of them
+LAST_LEVEL = ("no_collision_code", "codes_first", "rastp_codes")  # which know collision codes from learned ones
 # Tokens that methods with a rule of their own leave, by the number of items.
 REMAINING = {
   "no_collision_code": lambda items: items * 4,
@@ -464,6 +465,24 @@ def test_separators_survive_where_asked():
 def test_an_unknown_method_is_refused():
   with pytest.raises(InputError, match="reduction.method='rasp' is not known: expected one of none, rastp, .*'rastp'"):
     config_lib.from_dict({"reduction": {"method": "rasp"}})
+
+
+@pytest.mark.parametrize(
+  ("name", "others", "sentence"),
+  [
+    *(
+      (name, {"semantic_ids": {"collisions": "reassign"}}, "semantic_ids.collisions='reassign'") for name in LAST_LEVEL
+    ),
+    ("recent+codes_first", {"semantic_ids": {"collisions": "reassign"}}, "expected 'extra_level'"),
+    ("coarse_by_age", {"reduction": {"prune_separators": False}}, "prune_separators=False .* settles itself"),
+  ],
+)
+def test_methods_are_refused_where_another_setting_takes_what_they_need(name, others, sentence):
+  several = {"after_block": (0, 1), "keep_ratio": (0.5, 0.25)} if "+" in name else {}
+  values = {"method": name, **several}
+  config_lib.from_dict({"reduction": values})
+  with pytest.raises(InputError, match=sentence):
+    config_lib.from_dict({**others, "reduction": {**values, **others.get("reduction", {})}})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ nothing else holds a default. What relates several settings is checked by the se
 import dataclasses
 import datetime
 import math
+import operator
 import re
 from typing import Any, ClassVar
 
@@ -368,6 +369,7 @@ class ReductionConfig(WithMethods):
         f"config.reduction.after_block={stages} reduces before the first block, where reduction.method={names[0]!r} "
         f"has no attention to look at: give a block from 0 on, or one of the methods {able}."
       )
+    self._check_needs(config)
     budgets, name = (self.keep_tokens, "keep_tokens") if self.keep_tokens else (self.keep_ratio, "keep_ratio")
     if len(budgets) != len(stages):
       raise InputError(
@@ -389,6 +391,16 @@ class ReductionConfig(WithMethods):
       )
     if ids.levels:
       self._check_weights(positions)
+
+  def _check_needs(self, config: "Config") -> None:
+    """Raises InputError where a method needs another value of a setting."""
+    for name in self.methods():
+      need = self.METHODS[name].need
+      if need is not None and (value := operator.attrgetter(need.setting)(config)) != need.value:
+        raise InputError(
+          f"config.{need.setting}={value!r} does not go with reduction.method={name!r}, which {need.why}: expected "
+          f"{need.value!r}, or take another method."
+        )
 
   def _check_weights(self, positions: int) -> None:
     """Raises InputError where a stage would leave more tokens of the longest history than it has weights for."""

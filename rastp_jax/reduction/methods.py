@@ -6,7 +6,7 @@ settings' check, --help, the table in docs/reduction.md, the laboratory and the 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +15,14 @@ from jaxtyping import Array, Float
 from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.reduction import learned, merge, scores, select
 from rastp_jax.reduction.tokens import ItemLayout, Seen, Tokens
+
+
+class Need(NamedTuple):
+  """A setting that must have one value for a method, and what the method does that needs it."""
+
+  setting: str
+  value: Any
+  why: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Method:
     learned: weights that a stage owns, made of the model's settings, the layout and the options; `seen.learned` in the
       functions.
     options: settings of its own (a dataclass of `config.setting`s), `seen.settings.of(options)`; None without any.
+    need: what another setting must be; None where any will do.
   """
 
   summary: str
@@ -47,6 +56,7 @@ class Method:
   unchanged: bool = True
   learned: Callable[..., Any] | None = None
   options: type | None = None
+  need: Need | None = None
 
   def reduce(self, seen: Seen) -> Tokens:
     """Shortens L tokens to `seen.budget`."""
@@ -99,6 +109,11 @@ def _items(summary: str, paper: str, score: Any = _alike, merged: Any = merge.po
   return Method(summary, paper, score, merged, **{"kind": "merge", "tokens": _one_per_item, "unchanged": False} | facts)
 
 
+_COLLISION_CODES = Need(
+  "semantic_ids.collisions", "extra_level", "treats the last level as codes that tell equal items apart"
+)
+_OWN_SEPARATORS = Need("reduction.prune_separators", True, "settles itself which separators stay")
+
 RASTP, H2O = "RASTP, arXiv 2511.16943", "H2O, arXiv 2306.14048"
 
 REDUCTIONS: Mapping[str, Method] = {
@@ -106,7 +121,9 @@ REDUCTIONS: Mapping[str, Method] = {
   # Scores: the best K tokens stay, the others are dropped.
   "rastp": Method("attention received x L1 norm of the state", RASTP, scores.rastp),
   "rastp_recent": Method("RASTP with a pinch of recency", RASTP, scores.rastp_recent, options=scores.RecencyOptions),
-  "rastp_codes": Method("RASTP, learned codes before separators and collision codes", RASTP, scores.rastp_codes),
+  "rastp_codes": Method(
+    "RASTP, learned codes before separators and collision codes", RASTP, scores.rastp_codes, need=_COLLISION_CODES
+  ),
   "rastp_items": Method("RASTP summed over an item: items are kept whole", RASTP, scores.rastp_items),
   "quota_by_age": Method("a quota per item by its age, inside it RASTP's order", RASTP, scores.quota_by_age),
   "attention": Method("attention received", H2O, scores.attention),
@@ -126,7 +143,9 @@ REDUCTIONS: Mapping[str, Method] = {
   ),
   "separators_first": Method("separators, then the most recent codes", "", scores.separators_first, before_blocks=True),
   "coarse_first": Method("coarse codes before fine ones", "", scores.coarse_first, before_blocks=True),
-  "codes_first": Method("learned codes, the most recent first", "", scores.codes_first, before_blocks=True),
+  "codes_first": Method(
+    "learned codes, the most recent first", "", scores.codes_first, before_blocks=True, need=_COLLISION_CODES
+  ),
   "no_collision_code": Method(
     "all but the code that tells equal items apart",
     "",
@@ -135,6 +154,7 @@ REDUCTIONS: Mapping[str, Method] = {
     tokens=_without_collision_codes,
     before_blocks=True,
     unchanged=False,
+    need=_COLLISION_CODES,
   ),
   "coarse_by_age": Method(
     "fewer levels the older an item is",
@@ -144,6 +164,7 @@ REDUCTIONS: Mapping[str, Method] = {
     tokens=_by_age,
     before_blocks=True,
     unchanged=False,
+    need=_OWN_SEPARATORS,
   ),
   "vatp": Method("attention received x L1 norm of the value", "VATP, arXiv 2406.12335", scores.vatp),
   "ats": Method("the newest token's attention x L2 norm of the value", "ATS, arXiv 2111.15667", scores.ats),
