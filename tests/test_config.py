@@ -96,6 +96,9 @@ def test_every_published_quirk_is_a_field_of_the_reference():
     ("semantic_ids", "levels", 27, "too large: expected at least 0 and at most 26"),
     ("semantic_ids", "embeddings", "model2vec", "all-MiniLM-L6-v2' is not a model of model2vec: name one, like"),
     ("model", "dropout", 1.0, "too large: expected at least 0 and below 1"),
+    ("model", "relative_max_distance", 16, "expected more than 16, half of model.relative_buckets=32"),
+    ("model", "relative_max_distance", 4, "relative_max_distance=4 leaves no distance to share a bucket"),
+    ("model", "relative_buckets", 256, "expected more than 128, half of model.relative_buckets=256"),
     ("model", "architecture", "decoder", "is not known: expected one of encoder_decoder"),
     (
       "semantic_ids",

@@ -282,6 +282,13 @@ class ModelConfig(Section):
   )
 
   def check(self, config: "Config") -> None:
+    exact = self.relative_buckets // 2
+    if self.relative_max_distance <= exact:
+      raise InputError(
+        f"config.model.relative_max_distance={self.relative_max_distance} leaves no distance to share a bucket: "
+        f"expected more than {exact}, half of model.relative_buckets={self.relative_buckets}, which go to one near "
+        "distance each."
+      )
     if self.item_repeats and self.item_scores != "vectors":
       raise InputError(
         f"config.model.item_repeats=True adds to scores by vectors of items, which model.item_scores="
