@@ -276,6 +276,19 @@ def test_voters(voters):
       np.testing.assert_allclose(ours[row, : r.n], received(r, chosen), rtol=2e-5)
 
 
+def test_votes_of_others_are_dropped_as_all_are():
+  """With score_dropout a token's own vote that dropout took is not taken off once more."""
+  seen = make_seen(score_dropout=True)
+  kept = np.random.default_rng(1).random(seen.known.attention.shape) < 0.5
+  dropped = jnp.where(kept, 2.0 * seen.known.attention, 0.0)
+  seen = dataclasses.replace(seen, evidence=dataclasses.replace(seen.known, attention_dropped=dropped))
+  ours = np.asarray(jax.jit(lambda: scores.attention_of_others(seen))())
+  for row, r in rows_of(seen):
+    r.a = np.asarray(dropped, np.float64)[row][:, : r.n, : r.n]
+    if r.n:
+      np.testing.assert_allclose(ours[row, : r.n], received(r) - own_votes(r), rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["cdpruner", "dpp_recent"])
 def test_determinantal_processes(name):
   """The first choices have the largest determinants; of more vectors than dimensions every determinant is 0."""

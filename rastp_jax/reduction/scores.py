@@ -26,7 +26,8 @@ def attention(seen: Seen) -> Float[Array, "B L"]:
 
 def attention_of_others(seen: Seen) -> Float[Array, "B L"]:
   """The same without each token's vote for itself (PoWER-BERT, arXiv 2001.08950)."""
-  own = jnp.diagonal(seen.known.attention, axis1=2, axis2=3)
+  counted = seen.known.attention_dropped if seen.settings.score_dropout else seen.known.attention
+  own = jnp.diagonal(counted, axis1=2, axis2=3)
   return attention(seen) - jnp.sum(own * votes(seen)[:, None, :], axis=1)
 
 
