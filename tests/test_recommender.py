@@ -317,6 +317,26 @@ def test_shards_need_files(published_run, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
 
 
+def test_a_mistaken_command_leaves_no_record_of_shards(published_run, tmp_path, monkeypatch):
+  saved = recommendation_files.runs.load_model(published_run)
+  histories = saved.histories
+  none_held_out = dataclasses.replace(histories, offsets=histories.offsets[:1], train_only=histories.offsets)
+  monkeypatch.setattr(
+    recommendation_files.runs, "load_model", lambda *_: dataclasses.replace(saved, histories=none_held_out)
+  )
+  write = lambda **changes: recommendation_files.recommend_to_file(
+    published_run, tmp_path / "recs.jsonl", shards=3, **changes
+  )
+  for changes, sentence in (
+    ({"k": 0, "split": "all"}, "k=0 cannot be used: give a whole number of at least 1"),
+    ({"split": "test"}, "holds nothing out"),
+    ({"split": "train"}, "There is no split 'train'"),
+  ):
+    with pytest.raises(InputError, match=sentence):
+      write(**changes)
+  assert not list(tmp_path.iterdir())
+
+
 def test_torn_gzip(tmp_path):
   packed = gzip.compress(b'{"user": 1, "history": ["1"]}\n' * 1000)
   (tmp_path / "in.jsonl.gz").write_bytes(packed[:-12])

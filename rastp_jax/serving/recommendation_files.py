@@ -137,8 +137,10 @@ def recommend_to_file(
   """
   shards = jax.process_count() if shards is None else shards
   with processes.raise_on_all():
-    total = _check(Workdir(workdir), output, input_path, shards)
+    total = _check(Workdir(workdir), output, input_path, shards, k)
   saved = runs.load_model(workdir, overrides)
+  if input_path is None and split != "all":
+    saved.histories.spans(split)  # refuses here a split that is not there, before shards are recorded
   if exclude_history is None:
     exclude_history = saved.config.eval.exclude_history
   on_disk = prepared.open_prepared(saved.config.data.data_dir, saved.config.data.dataset)
@@ -183,11 +185,13 @@ def shard_path(output: str | os.PathLike, shard: int, shards: int) -> str:
 
 
 def _check(
-  workdir: Workdir, output: str | os.PathLike, input_path: str | os.PathLike | None, shards: int
+  workdir: Workdir, output: str | os.PathLike, input_path: str | os.PathLike | None, shards: int, k: int
 ) -> int | None:
   """Raises InputError for flags and files that cannot be used; the number of histories in a file that is given."""
   stream = input_path is not None and _is_stream(input_path)
   others = workdir.files_of_training if input_path is None else (input_path, *workdir.files_of_training)
+  if k < 1:
+    raise InputError(f"k={k} cannot be used: give a whole number of at least 1.")
   if shards < 1 or shards > MAX_SHARDS:
     raise InputError(f"shards={shards} cannot be used: give a number from 1 to {MAX_SHARDS}.")
   if shards == 1 and jax.process_count() > 1:
