@@ -169,11 +169,45 @@ def test_model_card_shows_the_metrics_of_this_checkpoint_only(live, exported):
   assert saved.histories.fingerprint in card and saved.semantic_ids.fingerprint in card
   assert "`rastp`" in card and "arXiv 2511.16943" in card
   assert "the 36 positions of the longest history become 12 after block 1." in card
-  dense = copy.deepcopy(metrics)
-  dense["config"]["reduction"]["method"] = "none"
-  for others in (metrics | {"step": 7}, dense, None):
-    card = model_card.render(info, saved, others)
-    assert "Unknown" in card and "0.1250" not in card
+  for name, value in (("batch_size", 99), ("beam_width", 50), ("constrained", True), ("top_k", (5,))):
+    assert "0.1250" in model_card.render(_with(info, "eval", name, value), saved, metrics)
+  others = [
+    _with(metrics, section, name, value)
+    for section, name, value in (
+      ("reduction", "method", "none"),
+      ("data", "bucket_lengths", (12,)),
+      ("counts", "share", 0.5),
+      ("counts", "decay", 0.5),
+      ("eval", "exclude_history", True),
+      ("eval", "item_share", 0.0),
+      ("eval", "renormalize", True),
+    )
+  ]
+  for other in (metrics | {"step": 7}, *others, None):
+    card = model_card.render(info, saved, other)
+    assert "Unknown: before it was exported, this checkpoint was not evaluated" in card and "0.1250" not in card
+
+
+def _with(values, section, name, value):
+  """Metrics, or export.json, of a run with another setting."""
+  values = copy.deepcopy(values)
+  values["config"][section][name] = value
+  return values
+
+
+def test_model_card_says_who_was_trained_on_and_what_was_held_out(live, exported):
+  saved, _ = live
+  info, histories = json.loads((exported / "export.json").read_text()), saved.histories
+  some = dataclasses.replace(histories, offsets=histories.offsets[:31], train_only=histories.offsets[30:])
+  none = dataclasses.replace(histories, offsets=histories.offsets[:1], train_only=histories.offsets)
+  for split, held_out, words in (
+    ("leave_one_out", histories, "leave-one-out (each user's last two items held out)"),
+    ("time", some, "split at data.time_cut=0.1 (of 30 users, the first item after it and the last one before it held"),
+    ("leave_one_out", none, "nothing held out |"),
+  ):
+    config = dataclasses.replace(saved.config, data=dataclasses.replace(saved.config.data, split=split))
+    card = model_card.render(info, dataclasses.replace(saved, config=config, histories=held_out), None)
+    assert f"90 users, 50 items, {words}" in card
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from typing import Any
 
 import jinja2
 
+from rastp_jax import config as config_lib
+from rastp_jax.config import May
 from rastp_jax.reduction import schedule
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training.runs import SavedModel
@@ -25,8 +27,7 @@ exist. {{ reduction }}
 | parameters | {{ "{:,}".format(parameters) }}, float32 |
 | history | the last {{ max_items }} items; one program per length: up to {{ lengths }} items |
 | answers | {{ beam_width }} beams per user, all of them items, none repeated; scores are log-probabilities |
-| trained on | {{ dataset }}: {{ "{:,}".format(users) }} users, {{ "{:,}".format(items) }} items, leave-one-out \
-(each user's last two items held out) |
+| trained on | {{ dataset }}: {{ "{:,}".format(users) }} users, {{ "{:,}".format(items) }} items, {{ held_out }} |
 | dataset fingerprint | `{{ dataset_fingerprint }}` |
 | semantic IDs | {{ method }}; fingerprint `{{ semantic_ids_fingerprint }}` |
 | checkpoint | step {{ "{:,}".format(step) }} |
@@ -42,7 +43,7 @@ Test split, {{ "{:,}".format(metrics.users) }} users, all items ranked, {{ metri
 |{% for name in metrics.scores %} ---: |{% endfor %}
 |{% for value in metrics.scores.values() %} {{ "%.4f" | format(value) }} |{% endfor %}
 {%- else -%}
-Unknown: this checkpoint was not evaluated on the test split before it was exported.
+Unknown: before it was exported, this checkpoint was not evaluated on the test split with the settings exported here.
 {%- endif %}
 
 ## Use
@@ -73,6 +74,9 @@ It knows only the {{ "{:,}".format(items) }} items it was trained on, by their c
 took them: new items need new codes and new training, and items that were popular in the training data are favoured.
 """
 
+# Settings of an evaluation that stand beside its metrics, so that the export's may be others.
+_SHOWN = {"eval.beam_width", "eval.constrained", "eval.top_k"}
+
 
 def render(info: Mapping[str, Any], saved: SavedModel, metrics: Mapping[str, Any] | None) -> str:
   """Markdown.
@@ -81,19 +85,33 @@ def render(info: Mapping[str, Any], saved: SavedModel, metrics: Mapping[str, Any
     info: content of export.json.
     saved: the exported model.
     metrics: of an evaluation on the test split (`results.read_metrics`); left out where it is of another checkpoint or
-      another token reduction.
+      of settings that answer otherwise.
   """
   return jinja2.Template(_CARD, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
     **info,
     dataset=saved.config.data.dataset,
     depth=saved.semantic_ids.depth,
     lengths=", ".join(map(str, saved.lengths)),
-    users=saved.histories.num_users,
+    users=len(saved.histories.training_spans()[0]),
+    held_out=_held_out(saved),
     items=saved.semantic_ids.num_items,
     method=_method(saved.semantic_ids),
     reduction=_reduction(saved),
     metrics=_quality(metrics, info),
   )
+
+
+def _held_out(saved: SavedModel) -> str:
+  """What of the histories was kept from training, in a few words."""
+  evaluated, data = saved.histories.num_users, saved.config.data
+  if not evaluated:
+    return "nothing held out"
+  if data.split == "time":
+    return (
+      f"split at data.time_cut={data.time_cut} (of {evaluated:,} users, the first item after it and the last one "
+      "before it held out)"
+    )
+  return "leave-one-out (each user's last two items held out)"
 
 
 def _reduction(saved: SavedModel) -> str:
@@ -124,14 +142,17 @@ def _method(semantic_ids: SemanticIds) -> str:
 
 
 def _quality(metrics: Mapping[str, Any] | None, info: Mapping[str, Any]) -> dict[str, Any] | None:
-  """The metrics of the exported checkpoint with the exported token reduction, or None."""
-  if (
-    metrics is None or metrics["step"] != info["step"] or metrics["config"]["reduction"] != info["config"]["reduction"]
-  ):
+  """The metrics of the exported checkpoint, which answered with the exported settings, or None."""
+  if metrics is None or metrics["step"] != info["step"]:
     return None
-  top_k = metrics["config"]["eval"]["top_k"]
+  evaluated, exported = (config_lib.flatten(values["config"]) for values in (metrics, info))
+  decisive = config_lib.differing_settings(May.DECODE) - config_lib.differing_settings(May.SEED) - _SHOWN
+  if any(evaluated[name] != exported[name] for name in decisive):
+    return None
   return {
     **{name: metrics[name] for name in ("users", "beam_width", "invalid_beams")},
-    "constrained": metrics["config"]["eval"]["constrained"],
-    "scores": {f"{measure}@{k}": metrics[f"{measure}@{k}"] for measure in ("recall", "ndcg") for k in top_k},
+    "constrained": evaluated["eval.constrained"],
+    "scores": {
+      f"{measure}@{k}": metrics[f"{measure}@{k}"] for measure in ("recall", "ndcg") for k in evaluated["eval.top_k"]
+    },
   }
