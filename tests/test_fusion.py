@@ -168,6 +168,17 @@ def test_evaluation_without_the_history_leaves_it_out(saved):
   assert without["invalid_beams"] == with_it["invalid_beams"] == 0
 
 
+def test_beams_that_are_not_an_item_are_counted_before_counts_are_mixed_in(saved):
+  saved, _ = saved
+  unconstrained = dataclasses.replace(saved.config.eval, constrained=False)
+  invalid = []
+  for share in (0.0, 0.6):
+    config = dataclasses.replace(saved.config, eval=unconstrained, counts=dataclasses.replace(COUNTS, share=share))
+    evaluator = Evaluator(config, saved.histories, saved.semantic_ids, saved.mesh)
+    invalid.append(evaluator.evaluate(saved.model, "test")["invalid_beams"])
+  assert invalid[0] == invalid[1] > 0
+
+
 def test_too_few_beams_to_leave_the_history_out_are_refused(saved):
   values = config_lib.to_dict(saved[0].config)
   values["eval"] |= {"exclude_history": True, "beam_width": 12}

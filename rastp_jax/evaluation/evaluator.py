@@ -104,7 +104,7 @@ class Evaluator:
     """Sums over the batch's real users."""
     real = batch["user"] >= 0
     items = sharding.local_rows(answers.items)[real]
-    faults = metrics.beam_faults(items)
+    faults = metrics.beam_faults(sharding.local_rows(answers.beams)[real])
     if self._config.eval.exclude_history:
       items = self._without_history(items, batch["user"][real], split)
     ranks = metrics.target_ranks(items, batch["target"][real])

@@ -78,14 +78,15 @@ def answer(
   if log_probs is not None:
     best, items = jax.lax.top_k(log_probs, min(width, log_probs.shape[1]))
     sources.append(Source(items, jnp.exp(best), of_model * of_items))
-  if of_items < 1:
-    transitions = tables.transitions if settings.constrained else None
-    beams = beam_search(model, memory, transitions, width, renormalize=settings.renormalize)
-    items = trie.find_items(tables.transitions, beams.codes)
-    if not sources:
-      return Answers(items, beams.log_probs)
-    sources.append(Source(items, jnp.exp(beams.log_probs), of_model * (1 - of_items)))
-  return mix(sources, width)
+  if of_items == 1:
+    return mix(sources, width)
+  transitions = tables.transitions if settings.constrained else None
+  beams = beam_search(model, memory, transitions, width, renormalize=settings.renormalize)
+  items = trie.find_items(tables.transitions, beams.codes)
+  if not sources:
+    return Answers(items, beams.log_probs, items)
+  sources.append(Source(items, jnp.exp(beams.log_probs), of_model * (1 - of_items)))
+  return dataclasses.replace(mix(sources, width), beams=items)
 
 
 def make_decode(mesh: Mesh, settings: EvalConfig, counts: CountsConfig) -> Callable[..., Answers]:

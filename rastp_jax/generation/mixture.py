@@ -19,10 +19,12 @@ class Answers:
   Attributes:
     items: (B, W) int32 item rows; -1 where there are fewer than W, or (without constraint) where a beam is not an item.
     log_probs: (B, W) float32 natural logarithms; -inf where there is nothing.
+    beams: (B, V) int32 item rows of the model's beams, before anything is mixed in; -1 as above. V is 0 without beams.
   """
 
   items: Int[Array, "B W"]
   log_probs: Float[Array, "B W"]
+  beams: Int[Array, "B V"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Source:
 
 
 def mix(sources: Sequence[Source], width: int) -> Answers:
-  """The `width` items with the largest probability in the mixture sum over sources of share x probability.
+  """The `width` items with the largest probability in the mixture sum over sources of share x probability; no beams.
 
   An item that is not among a source's candidates has probability 0 there. Time and memory depend on the number of
   candidates, not on the catalogue: equal items are brought together by sorting.
@@ -58,7 +60,8 @@ def mix(sources: Sequence[Source], width: int) -> Answers:
   best, places = jax.lax.top_k(totals, min(width, totals.shape[1]))
   found = jnp.where(best > 0, jnp.take_along_axis(items, places, axis=1), -1)
   missing = ((0, 0), (0, width - best.shape[1]))
-  return Answers(jnp.pad(found, missing, constant_values=-1), jnp.pad(jnp.log(best), missing, constant_values=-jnp.inf))
+  log_probs = jnp.pad(jnp.log(best), missing, constant_values=-jnp.inf)
+  return Answers(jnp.pad(found, missing, constant_values=-1), log_probs, beams=items[:, :0])
 
 
 def _sums_since(values: Float[Array, "B K"], starts: Array) -> Float[Array, "B K"]:
