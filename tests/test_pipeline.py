@@ -394,6 +394,12 @@ def test_code_sets_are_compared_side_by_side(config, shop, tmp_path):
     code_sets.compare(config, shop, [], [])
 
 
+def test_code_sets_without_vectors_are_refused_before_the_first_is_learned(config, shop, monkeypatch):
+  monkeypatch.setattr(pipeline, "measure", lambda *_: pytest.fail("a code set was learned"))
+  with pytest.raises(InputError, match="'levels=1' is made from vectors.*: set config.semantic_ids.embeddings to"):
+    code_sets.compare(config, shop, ["method=random", "levels=1"], [])
+
+
 @dataclasses.dataclass(frozen=True)
 class DigitsOptions:
   """Digits (semantic_ids.method=digits)."""

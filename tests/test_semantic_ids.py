@@ -159,9 +159,13 @@ def test_text_template_decides_what_is_embedded():
     "{}": "unknown field {}",
     "title": "names no field",
     "{title": "cannot be read",
+    "{title}; {price:.2f}": "cannot be read .*: write fields in braces",
+    "{title!z}": "cannot be read .*: write fields in braces",
+    "{title:{brand.x}}": "cannot be read .*: write fields in braces",
   }.items():
     with pytest.raises(InputError, match=sentence):
       embeddings.check_template(template)
+  embeddings.check_template("{title:>9}, {price!s} by {brand}")
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])

@@ -40,6 +40,12 @@ def compare(config: Config, dataset: Prepared, learn: Sequence[str], code_files:
   found = [
     (name, settings, pipeline.find_inputs(settings, dataset, codes_file=file)) for name, settings, file in settled
   ]
+  for name, settings, inputs in found:
+    if isinstance(inputs, pipeline.UnknownVectors) and pipeline.needs_content(settings):
+      raise InputError(
+        f"The code set {name!r} is made from vectors of the items, and {dataset.dataset}'s own are not at hand: set "
+        "config.semantic_ids.embeddings to a file, tfidf_svd, sentence_transformers or model2vec."
+      )
   rows = []
   for name, settings, inputs in found:
     logging.info("%s", name)

@@ -25,10 +25,7 @@ def check_template(template: str, extra: Sequence[str] = ()) -> None:
   try:
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
   except ValueError as error:
-    raise InputError(
-      f"config.semantic_ids.text_template={template!r} cannot be read ({error}): write fields in braces, like "
-      "'{title} by {brand}'."
-    ) from None
+    raise _unreadable(template, error) from error
   if not fields:
     raise InputError(
       f"config.semantic_ids.text_template={template!r} names no field, so that all items would read the same: use "
@@ -40,6 +37,17 @@ def check_template(template: str, extra: Sequence[str] = ()) -> None:
       hint = f"did you mean {{{close[0]}}}?" if close else f"the fields are {', '.join(known)}"
       hint += "" if close else ", and the columns of the items file that config.data.extra_columns names."
       raise InputError(f"config.semantic_ids.text_template={template!r} has the unknown field {{{name}}}: {hint}")
+  try:
+    item_text(Item("x", "x", "x", "x", ("x",), dict.fromkeys(known, "x")), template)
+  except Exception as error:  # what a format or conversion raises, like that of {price:.2f}: values are text
+    raise _unreadable(template, error) from error
+
+
+def _unreadable(template: str, error: Exception) -> InputError:
+  return InputError(
+    f"config.semantic_ids.text_template={template!r} cannot be read ({error}): write fields in braces, like "
+    "'{title} by {brand}'."
+  )
 
 
 def item_text(item: Item, template: str) -> str:

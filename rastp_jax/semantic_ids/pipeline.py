@@ -125,7 +125,7 @@ class ItemTexts:
   embedding: str
 
   def make(self, settings: SemanticIdsConfig, dataset: Prepared) -> NewCodes:
-    if not _needs_content(settings):
+    if not needs_content(settings):
       return _learn(None, settings, dataset, self.provenance)
     texts = [embeddings.item_text(item, settings.text_template) for item in dataset.items]
     if self.embedding in embeddings.TEXT_MODELS:
@@ -142,7 +142,7 @@ class UnknownVectors:
   provenance: Mapping[str, Any]
 
   def make(self, settings: SemanticIdsConfig, dataset: Prepared) -> NewCodes:
-    if not _needs_content(settings):
+    if not needs_content(settings):
       return _learn(None, settings, dataset, self.provenance)
     raise InputError(
       f"There are no semantic IDs of {dataset.dataset!r} yet: give --raw_dir, the directory it was prepared from, or "
@@ -277,7 +277,7 @@ def _vectors_of_file(file: str, known: Mapping[str, Any], dataset: Prepared) -> 
   return dataclasses.replace(made, notes=[f"rows of {pathlib.Path(file).name} are taken by {how}{more}"] if how else [])
 
 
-def _needs_content(settings: SemanticIdsConfig) -> bool:
+def needs_content(settings: SemanticIdsConfig) -> bool:
   """Whether codes depend on text or vectors of the items at all."""
   return settings.method != "random" and settings.collaborative_weight < 1
 
