@@ -1,8 +1,12 @@
 """The command that runs experiments: it finds them by their files, and what they write says where it comes from."""
 
+import gzip
 import json
+import os
 import re
 import subprocess
+import sys
+import types
 
 import pytest
 
@@ -83,6 +87,45 @@ def test_generated_interactions_are_a_log_in_time_order(tmp_path):
   moments = [int(row.split(",")[2]) for row in rows]
   assert header == "user,item,timestamp" and len(rows) == 1000 and moments == sorted(moments)
   assert len({row.split(",")[1] for row in rows}) <= 20
+
+
+def test_memory_is_told_in_powers_of_ten(monkeypatch):
+  wait = os.wait4
+
+  def used_a_mebi_kib(pid, options):
+    return *wait(pid, options)[:2], types.SimpleNamespace(ru_maxrss=2**20, ru_utime=0.0, ru_stime=0.0)
+
+  monkeypatch.setattr(scale.os, "wait4", used_a_mebi_kib)
+  measured = scale.measure("print(1)")
+  assert measured["peak_gb"] == 1.07 and measured["printed"] == ["1"]
+
+
+COUNT = """
+import json, pathlib, sys
+from rastp_jax.experiments import recommendations
+place = pathlib.Path(sys.argv[1])
+print(json.dumps(recommendations.count(place / "recs.jsonl", place, json.loads(sys.argv[2]))))
+"""
+
+
+def test_a_target_beyond_the_answers_is_a_miss_at_every_cut_off(tmp_path):
+  (tmp_path / "items.jsonl.gz").write_bytes(gzip.compress(b'{"item_id": 1}\n{"item_id": 2}\n{"item_id": 3}\n'))
+  (tmp_path / "sequences.txt.gz").write_bytes(gzip.compress(b"a 1 2 3\nb 2 1 3\n"))
+  answered = {"a": ["3", "1"], "b": ["2", "1"]}
+  lines = [{"user": user, "recommendations": [{"item_id": i} for i in items]} for user, items in answered.items()]
+  (tmp_path / "recs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  evaluated = {"users": 2, "recall@20": 0.5, "recall@5": 0.5, "ndcg@5": 0.5, "ndcg@20": 0.5}
+  # Its flags have the names of others', so that it needs a process of its own.
+  arguments = [sys.executable, "-c", COUNT, str(tmp_path), json.dumps(evaluated)]
+  found = json.loads(subprocess.run(arguments, check=True, capture_output=True, timeout=300).stdout)
+  for k in (5, 20):
+    assert found[f"hits@{k}"] == 1 and found[f"recall@{k} equal"] and found[f"ndcg@{k} differs by"] == 0
+
+
+def test_recommendations_are_asked_for_as_far_as_evaluation_counts(tmp_path):
+  (tmp_path / "eval_test.json").write_text('{"recall@5": 0.0, "recall@20": 0.0}')
+  code, _, said = command("rastp_jax.experiment", "recommendations", f"--workdir={tmp_path}", "--raw_dir=raw")
+  assert code == 2 and "--split=test -k 20` failed with exit code 2" in said
 
 
 @pytest.mark.parametrize("wrong", ["", "145,-3"])

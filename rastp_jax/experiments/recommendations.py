@@ -40,14 +40,16 @@ def main() -> None:
   evaluation = Workdir(_WORKDIR.value).evaluation("test")
   if not evaluation.exists():
     raise InputError(f"There is no file {evaluation}: run `python -m rastp_jax.evaluate` on the workdir first.")
+  evaluated = json.loads(evaluation.read_text())
   with tempfile.TemporaryDirectory() as directory:
     answers = pathlib.Path(directory) / "recs.jsonl"
     command = ["python", "-m", "rastp_jax.recommend", f"--workdir={_WORKDIR.value}", "--split=test"]
+    command += ["-k", str(max(cut_offs(evaluated)))]
     done = subprocess.run([sys.executable, *command[1:], f"--output={answers}"], stdout=subprocess.PIPE, text=True)
     if done.returncode:
       raise InputError(f"`{shlex.join(command)}` failed with exit code {done.returncode}: see what it said above.")
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    counts = count(answers, pathlib.Path(_RAW_DIR.value), json.loads(evaluation.read_text()))
+    counts = count(answers, pathlib.Path(_RAW_DIR.value), evaluated)
   result = {
     "recommend": shlex.join([*command, "--output=recs.jsonl"]),
     "last_line": done.stdout.strip().splitlines()[-1].partition(": ")[2],
@@ -57,6 +59,11 @@ def main() -> None:
   print(json.dumps(result, indent=2))
   if _OUTPUT.value:
     results.write_result(_OUTPUT.value, result)
+
+
+def cut_offs(evaluated: dict[str, Any]) -> list[int]:
+  """Where an evaluation measured recall, ascending."""
+  return sorted(int(name.partition("@")[2]) for name in evaluated if name.startswith("recall@"))
 
 
 def count(recommendations: pathlib.Path, raw_dir: pathlib.Path, evaluated: dict[str, Any]) -> dict[str, Any]:
@@ -72,9 +79,9 @@ def count(recommendations: pathlib.Path, raw_dir: pathlib.Path, evaluated: dict[
       answers += len(items)
       non_items += len(set(items) - catalogue)
       duplicates += len(items) - len(set(items))
-      ranks.append(items.index(target) if target in items else len(items))
+      ranks.append(items.index(target) if target in items else math.inf)
   counts = {"users": len(ranks), "answers": answers, "non_items": non_items, "duplicates": duplicates}
-  for k in sorted(int(name.partition("@")[2]) for name in evaluated if name.startswith("recall@")):
+  for k in cut_offs(evaluated):
     hits = sum(rank < k for rank in ranks)
     gain = math.fsum(1 / math.log2(rank + 2) for rank in ranks if rank < k)
     counts[f"hits@{k}"] = hits

@@ -130,15 +130,16 @@ def measure(program: str, *arguments: str) -> dict[str, Any]:
   started = time.monotonic()
   process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
   assert process.stdout is not None  # a pipe
-  printed = process.stdout.read()
-  _, status, usage = os.wait4(process.pid, 0)
-  if status:
-    code = os.waitstatus_to_exitcode(status)
+  with process.stdout as out:
+    printed = out.read()
+  _, status, usage = os.wait4(process.pid, 0)  # Popen would not tell the usage
+  code = process.returncode = os.waitstatus_to_exitcode(status)
+  if code:
     raise InputError(f"A process ended with exit code {code}, perhaps for want of memory: see what it said above.")
   return {
     "seconds": round(time.monotonic() - started, 1),
     "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-    "peak_gb": round(usage.ru_maxrss / 1e6, 2),  # ru_maxrss is in kB
+    "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),  # ru_maxrss is in KiB
     "printed": printed.splitlines(),
   }
 
