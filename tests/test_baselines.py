@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -38,9 +39,12 @@ def with_other_targets(histories: Histories) -> Histories:
   return dataclasses.replace(histories, items=items)
 
 
-def test_counts_are_the_sum_of_their_definition():
+@pytest.mark.parametrize("backward", [0.3, 0.0])
+def test_counts_are_the_sum_of_their_definition(backward):
   histories, _ = make_data(LENGTHS[:40], num_items=20)
-  settings = CountsConfig(window=3, distance_power=0.7, backward=0.3, popularity_power=0.4, decay=0.6, last_items=4)
+  settings = CountsConfig(
+    window=3, distance_power=0.7, backward=backward, popularity_power=0.4, decay=0.6, last_items=4
+  )
   pairs, occurrences = np.zeros((20, 20)), np.zeros(20)
   for start, stop in zip(*histories.training_spans(), strict=True):
     user = histories.items[start:stop]
@@ -49,7 +53,7 @@ def test_counts_are_the_sum_of_their_definition():
     for a in range(len(user)):
       for b in range(a + 1, min(len(user), a + 4)):
         pairs[user[a], user[b]] += 1 / (b - a) ** 0.7
-        pairs[user[b], user[a]] += 0.3 / (b - a) ** 0.7
+        pairs[user[b], user[a]] += backward / (b - a) ** 0.7
   np.fill_diagonal(pairs, 0)
   pairs /= np.maximum(occurrences, 1) ** 0.4
   history = np.array([[3, 5, 7, 9, 11, 13, -1, -1], [2, -1, -1, -1, -1, -1, -1, -1]], np.int32)
@@ -57,6 +61,18 @@ def test_counts_are_the_sum_of_their_definition():
   scores = Counts.fit(histories, settings).scores(history)
   assert scores.dtype == np.float32
   np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_counting_keeps_the_pairs_of_one_distance_at_a_time():
+  items = np.random.default_rng(0).integers(0, 100, 200 * 140).astype(np.int32)
+  histories = Histories(items, np.arange(0, len(items) + 1, 140), 100, (), "")
+  Counts.fit(histories, CountsConfig(window=1))  # what is imported and set up once
+  tracemalloc.start()
+  pairs = Counts.fit(histories, CountsConfig(window=20))._pairs
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 200 * len(items)  # bytes; a pair's row, column and weight for each of 20 distances took 1,600
+  assert pairs.dtype == np.float32 and pairs.count_nonzero() == pairs.nnz == 100 * 99
 
 
 def test_a_history_may_be_padded_on_either_side():

@@ -82,21 +82,19 @@ class Counts:
     sizes = np.maximum(stop - first, 0)
     user = np.repeat(np.arange(len(first)), sizes)
     items = histories.items[np.repeat(first - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())]
-    rows, columns, weights = [], [], []
-    for steps in range(1, settings.window + 1):
+    shape = (histories.num_items, histories.num_items)
+    pairs = scipy.sparse.csr_matrix(shape, dtype=np.float32)
+    for steps in range(1, settings.window + 1):  # one at a time: all pairs, before they are added up, take far more
       # An item taken twice says nothing about others.
       together = (user[steps:] == user[:-steps]) & (items[steps:] != items[:-steps])
       earlier, later = items[:-steps][together], items[steps:][together]
-      rows += [earlier, later]
-      columns += [later, earlier]
-      weight = float(steps) ** -settings.distance_power
-      weights += [np.full(len(earlier), weight), np.full(len(earlier), weight * settings.backward)]
-    shape = (histories.num_items, histories.num_items)
-    entries = np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))
-    pairs = scipy.sparse.csr_matrix(entries, shape=shape, dtype=np.float32)
+      weights = np.full(len(earlier), float(steps) ** -settings.distance_power, np.float32)
+      pairs = pairs + scipy.sparse.csr_matrix((weights, (earlier, later)), shape=shape)
+    if settings.backward:
+      pairs = pairs + settings.backward * pairs.T.tocsr()
     occurrences = np.maximum(histories.training_counts(), 1).astype(np.float32)
     pairs.data *= occurrences[pairs.indices] ** -settings.popularity_power
-    pairs.eliminate_zeros()  # of backward=0
+    pairs.eliminate_zeros()  # of powers too small for float32
     return cls(pairs, settings)
 
   def scores(self, history: np.ndarray) -> np.ndarray:
