@@ -1,13 +1,19 @@
 """The table of quality: what is chosen where, and what its rows say."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from rastp_jax import config as config_lib
+from rastp_jax.configs import toys
+from rastp_jax.errors import InputError
+from rastp_jax.evaluation import results
 from rastp_jax.experiments import quality_runs as quality
+from rastp_jax.runtime import files
 from rastp_jax.training.workdir import Workdir
+from tests.helpers.commands import command
 from tests.helpers.results import make_result
 
 CHOSEN = {"item_share": 0.8, "counts_share": 0.4}
@@ -47,6 +53,56 @@ def test_rows_differ_in_beams_and_sources_and_are_settings_of_decoding(trained):
   command, output = trained.evaluate(1, "fused_50", rows["fused_50"])
   assert "--override=counts.share=0.4" in command.arguments and output.parent == trained.workdir(1).path
   assert not command.finished
+
+
+def test_results_of_other_settings_are_refused(trained):
+  rows = quality.settings_of_rows(CHOSEN, COUNTS)
+  result = make_result("a", [0, 10, 10, 3])
+  _, output = trained.evaluate(1, "scores_50", rows["scores_50"])
+  result.metrics["config"]["eval"] |= {"beam_width": 50, "item_share": 0.8}
+  results.save(output, result)
+  again, _ = trained.evaluate(1, "scores_50", rows["scores_50"])
+  assert again.finished
+  other = quality.settings_of_rows(CHOSEN | {"item_share": 0.5}, COUNTS)
+  with pytest.raises(InputError, match=r"test_scores_50.json was made with eval.item_share=0.8, but 0.5 is .*: remove"):
+    trained.evaluate(1, "scores_50", other["scores_50"])
+
+
+def test_runs_of_another_length_and_shares_of_other_users_are_refused(trained):
+  quality.check(trained, 4000)
+  files.write_json(trained.shares, {"users": 100})
+  with pytest.raises(InputError, match="was chosen on 100 validation users, not 4000: .*--choice_users=100"):
+    quality.check(trained, 4000)
+  quality.check(trained, 100)
+  own = toys.get_config(quality.MODELS["best"]).train.length
+  for length, asked, wanted in (("6 epochs", "", own), (own, "6 epochs", "6 epochs")):
+    files.write_json(trained.workdir(2).config, {"train": {"length": length}})
+    with pytest.raises(InputError, match=f"seed_2 holds a run of '{length}', not '{wanted}' .*: remove it, or choose"):
+      quality.check(dataclasses.replace(trained, length=asked), 100)
+    quality.check(dataclasses.replace(trained, length=length), 100)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
+    (["experiment", "quality", "--datasets=beauty,office"], "--datasets=office is not known: expected some of beauty,"),
+    (["experiment", "quality", "--models=large"], "--models=large is not known: expected some of best, repeats"),
+    (["paper_table", "--datasets=office", "--dry_run"], "--datasets=office is not known: expected some of beauty,"),
+    (["experiment", "code_sets", "--raw_dir=raw", "--only=RQ"], "--only=RQ is not known: expected some of residual"),
+  ],
+)
+def test_unknown_names_are_refused_before_any_work(arguments, sentence, tmp_path):
+  code, _, said = command(f"rastp_jax.{arguments[0]}", *arguments[1:], cwd=tmp_path)
+  assert code == 2 and said.startswith(f"error: {sentence}")
+  assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_code_sets_of_another_length_are_refused(tmp_path):
+  files.write_json(tmp_path / "random" / "run" / "config.json", {"train": {"length": "9 epochs"}})
+  flags = ["--raw_dir=raw", f"--work={tmp_path}", "--only=RQ-VAE", f"--output={tmp_path / 'out.json'}"]
+  code, _, said = command("rastp_jax.experiment", "code_sets", *flags)
+  assert code == 2 and "random/run holds a run of '9 epochs', not '2 epochs'" in said
+  assert "choose another --work or --length" in said
 
 
 def test_a_row_is_the_mean_over_seeds(trained, monkeypatch):

@@ -16,8 +16,8 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
-from rastp_jax.errors import InputError
 from rastp_jax.experiments import results
+from rastp_jax.experiments.checks import check_known, check_lengths
 from rastp_jax.experiments.commands import RunCommand, run_all
 from rastp_jax.runtime import cli, files
 from rastp_jax.training.workdir import Workdir
@@ -135,8 +135,8 @@ def plot(rows: list[dict[str, Any]], correlations: dict[str, dict[str, float]]) 
 def main() -> None:
   cli.require(_RAW_DIR, "raw/beauty")
   names = [*LEARNED, *PUBLISHED]
-  if unknown := sorted(set(_ONLY.value) - set(names)):
-    raise InputError(f"--only={','.join(unknown)} is not a code set: choose some of {', '.join(names)}.")
+  check_known("only", _ONLY.value, names)
+  check_lengths(map(_workdir, names), _LENGTH.value, "--work")
   files.check_writable(_OUTPUT.value)
   run_all([commands(name) for name in _ONLY.value or names])
   rows = [row(name) for name in names if all(command.finished for command in commands(name))]

@@ -12,6 +12,7 @@ from rastp_jax.errors import InputError
 from rastp_jax.evaluation import published_results
 from rastp_jax.evaluation import results as evaluation_results
 from rastp_jax.evaluation.comparison import Group, compare
+from rastp_jax.experiments.checks import check_known, check_lengths
 from rastp_jax.experiments.commands import RunCommand
 from rastp_jax.experiments.results import write_result
 from rastp_jax.runtime import files, text_tables
@@ -48,9 +49,12 @@ def commands(runs: TableRuns) -> list[RunCommand]:
   """Everything to do, in order: one dataset after the other, each seed dense and pruned, so that pairs come first.
 
   Raises:
-    InputError: raw files are missing, or a run that is there already has another length.
+    InputError: a dataset is not known, raw files are missing, or a run that is there already has another length.
   """
-  _check_lengths(runs)
+  check_known("datasets", runs.datasets, DATASETS)
+  for dataset in runs.datasets:
+    workdirs = [Workdir(runs.workdir(dataset, model, seed)) for seed in SEEDS for model in MODELS]
+    check_lengths(workdirs, runs.length, "--runs_dir")
   found = []
   for dataset in runs.datasets:
     raw_dir = pathlib.Path(runs.raw_dir) / dataset
@@ -165,24 +169,6 @@ def _run(runs: TableRuns, dataset: str, model: str, seed: int) -> list[RunComman
 
 def _config(dataset: str, model: str) -> str:
   return f"--config={dataset}" + (":dense" if model == "dense" else "")
-
-
-def _check_lengths(runs: TableRuns) -> None:
-  """Refuses to combine runs that saw different amounts of data, before hours are spent on it."""
-  for dataset in runs.datasets:
-    lengths = {}
-    for seed in SEEDS:
-      for model in MODELS:
-        workdir = Workdir(runs.workdir(dataset, model, seed))
-        if workdir.config.exists():
-          lengths[str(workdir)] = workdir.read_config().train.length
-    wanted = runs.length or next(iter(lengths.values()), "")
-    for workdir, length in lengths.items():
-      if length != wanted:
-        raise InputError(
-          f"{workdir} holds a run of {length!r}, not {wanted!r} like the others of the table: remove it, or choose "
-          "another --runs_dir or --length."
-        )
 
 
 def _group(runs: TableRuns, dataset: str, model: str) -> Group:

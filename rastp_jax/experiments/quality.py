@@ -13,8 +13,9 @@ import pathlib
 
 from absl import flags
 
-from rastp_jax.errors import InputError
+from rastp_jax.evaluation import published_results
 from rastp_jax.experiments import quality_runs
+from rastp_jax.experiments.checks import check_known
 from rastp_jax.experiments.commands import AT_ONCE, RunCommand, run_all
 from rastp_jax.experiments.quality_runs import MODELS, Trained
 from rastp_jax.experiments.results import write_result
@@ -34,17 +35,20 @@ _CHOICE_USERS = flags.DEFINE_integer("choice_users", 4000, "Validation users tha
 
 def main() -> None:
   files.check_writable(_OUTPUT.value)
-  unknown = sorted(set(_MODELS.value) - set(MODELS))
-  if unknown:
-    raise InputError(f"--models={unknown[0]} is not known: expected some of {', '.join(MODELS)}.")
+  check_known("models", _MODELS.value, MODELS)
+  check_known("datasets", _DATASETS.value, published_results.RESULTS)
+  seeds = tuple(int(seed) for seed in _SEEDS.value)
+  of = lambda dataset, model: Trained(dataset, model, seeds, _DATA_DIR.value, _RUNS_DIR.value, _LENGTH.value)
+  for dataset in _DATASETS.value:
+    for model in _MODELS.value:
+      quality_runs.check(of(dataset, model), _CHOICE_USERS.value)
   output = pathlib.Path(_OUTPUT.value)
   kept = json.loads(output.read_text())["rows"] if output.exists() else []
   for dataset in _DATASETS.value:
     _prepare(dataset)
     found, counts = quality_runs.anchors(dataset, _anchors_file(dataset))
     for model in _MODELS.value:
-      seeds = tuple(int(seed) for seed in _SEEDS.value)
-      trained = Trained(dataset, model, seeds, _DATA_DIR.value, _RUNS_DIR.value, _LENGTH.value)
+      trained = of(dataset, model)
       run_all([[trained.train(seed)] for seed in seeds], _AT_ONCE.value)
       chosen = quality_runs.choose(trained, _CHOICE_USERS.value, counts)
       evaluations = {

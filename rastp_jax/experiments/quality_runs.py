@@ -1,6 +1,7 @@
 """The runs behind the table of quality: what is trained, what is chosen on validation, and the table itself."""
 
 import dataclasses
+import importlib
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,12 @@ from typing import Any
 
 from rastp_jax import config as config_lib
 from rastp_jax.config import CountsConfig
+from rastp_jax.errors import InputError
 from rastp_jax.evaluation import published_results
 from rastp_jax.evaluation import results as evaluation_results
 from rastp_jax.evaluation.comparison import Group
 from rastp_jax.evaluation.evaluator import Evaluator
+from rastp_jax.experiments.checks import check_lengths
 from rastp_jax.experiments.commands import RunCommand
 from rastp_jax.runtime import files
 from rastp_jax.training import runs
@@ -23,6 +26,7 @@ MODELS = {"best": "cpu,best", "repeats": "cpu,best,repeats", "dense": "cpu,best,
 ITEM_SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 COUNTS_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 CHOSEN_BY = "ndcg@10"
+_AGAIN = "remove it and run this command again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +53,50 @@ class Trained:
   def workdir(self, seed: int) -> Workdir:
     return Workdir(pathlib.Path(self.runs_dir) / self.dataset / self.model / f"seed_{seed}")
 
+  @property
+  def shares(self) -> pathlib.Path:
+    """Where `choose` keeps what it chose."""
+    return self.workdir(self.seeds[0]).path / "shares.json"
+
   def train(self, seed: int) -> RunCommand:
     arguments = (*self.config_flags, f"--config.train.seed={seed}", f"--workdir={self.workdir(seed)}")
     done = self.workdir(seed).read_summary() is not None
     return RunCommand(f"Training {self.dataset}, {self.model}, seed {seed}", ("rastp_jax.train", *arguments), done)
 
   def evaluate(self, seed: int, name: str, overrides: Mapping[str, Any]) -> tuple[RunCommand, pathlib.Path]:
-    """Looks at test with some settings; the result has a file of its own beside the run's."""
+    """Looks at test with some settings; the result has a file of its own beside the run's.
+
+    Raises:
+      InputError: that file is there, but of other settings.
+    """
     workdir = self.workdir(seed)
     output = workdir.path / f"test_{name}.json"
+    if output.exists():
+      _check_settings(output, overrides)
     given = [f"--override={setting}={value}" for setting, value in overrides.items()]
     arguments = ("rastp_jax.evaluate", f"--workdir={workdir}", "--split=test", *given, f"--output={output}")
     return RunCommand(f"Evaluating {workdir}, {name}", arguments, output.exists()), output
+
+
+def check(trained: Trained, users: int) -> None:
+  """Raises InputError if runs that are there have another length, or shares were chosen on other validation users."""
+  own = importlib.import_module(f"rastp_jax.configs.{trained.dataset}").get_config(MODELS[trained.model])
+  check_lengths(map(trained.workdir, trained.seeds), trained.length or own.train.length, "--runs_dir")
+  path = trained.shares
+  if path.exists() and (before := files.read_json(path, _AGAIN).get("users")) != users:
+    raise InputError(
+      f"{path} was chosen on {before} validation users, not {users}: {_AGAIN}, or give --choice_users={before}."
+    )
+
+
+def _check_settings(output: pathlib.Path, wanted: Mapping[str, Any]) -> None:
+  found = config_lib.flatten(evaluation_results.read_metrics(output, str(output))["config"])
+  for name, value in wanted.items():
+    if found[name] != value:
+      raise InputError(
+        f"{output} was made with {name}={found[name]}, but {value} is wanted now: remove it and the other test_*.json "
+        "beside it, and run this command again."
+      )
 
 
 def choose(trained: Trained, users: int, counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,10 +107,9 @@ def choose(trained: Trained, users: int, counts: Mapping[str, Any]) -> dict[str,
     users: validation users looked at.
     counts: settings of the counts, as the dataset's anchors chose them.
   """
-  workdir = trained.workdir(trained.seeds[0])
-  path = workdir.path / "shares.json"
+  workdir, path = trained.workdir(trained.seeds[0]), trained.shares
   if path.exists():
-    return files.read_json(path, "remove it and run this command again")
+    return files.read_json(path, _AGAIN)
   saved = runs.load_model(str(workdir))
 
   def value(settings: Mapping[str, Any]) -> float:
