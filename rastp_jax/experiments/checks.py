@@ -29,6 +29,6 @@ def check_lengths(workdirs: Iterable[Workdir], wanted: str, place: str) -> None:
       wanted = wanted or length
       if length != wanted:
         raise InputError(
-          f"{workdir} holds a run of {length!r}, not {wanted!r} as the table wants them: remove it, or choose another "
-          f"{place} or --length."
+          f"{workdir} holds a run of {length!r}, not {wanted!r} like the rest of the table: remove it, or choose "
+          f"another {place} or --length."
         )

@@ -89,9 +89,10 @@ class Counts:
       together = (user[steps:] == user[:-steps]) & (items[steps:] != items[:-steps])
       earlier, later = items[:-steps][together], items[steps:][together]
       weights = np.full(len(earlier), float(steps) ** -settings.distance_power, np.float32)
-      pairs = pairs + scipy.sparse.csr_matrix((weights, (earlier, later)), shape=shape)
+      near = scipy.sparse.csr_matrix((weights, (earlier, later)), shape=shape)
+      pairs = scipy.sparse.csr_matrix(pairs + near)
     if settings.backward:
-      pairs = pairs + settings.backward * pairs.T.tocsr()
+      pairs = scipy.sparse.csr_matrix(pairs + settings.backward * pairs.T.tocsr())
     occurrences = np.maximum(histories.training_counts(), 1).astype(np.float32)
     pairs.data *= occurrences[pairs.indices] ** -settings.popularity_power
     pairs.eliminate_zeros()  # of powers too small for float32
