@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import threading
 import time
 
@@ -191,6 +192,26 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(server):
     training.run(workdir, train__keep_checkpoints=2)
   assert any(name.startswith("run/unreadable_checkpoints/12/") for name in server.names())
   assert training.newest(workdir) == 12 and list(training.logged(workdir)) == [3, 6, 9, 12]
+
+
+def test_a_run_in_a_bucket_that_is_stopped_in_its_last_validation_ends_elsewhere(server):
+  """The progress of its last checkpoint is written twice."""
+  validated = []
+
+  def evaluate(model):
+    del model
+    validated.append(0.5)
+    if len(validated) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)
+    return {"recall@5": validated[-1]}
+
+  ends = []
+  for _ in range(3):
+    ends.append(training.run("gs://bucket/run", evaluate, train__length="2 steps"))
+    another_machine()
+  assert [end.interrupted for end in ends] == [True, False, False] and len(validated) == 2
+  assert ends[1].best == ends[2].best and ends[2].best.best_step == training.saved_params("gs://bucket/run").step == 2
 
 
 def test_data_are_prepared_in_a_bucket_and_found_elsewhere(server, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What a run does when it is stopped or damaged: what the user sees, and that nothing is lost."""
 
 import ctypes
+import dataclasses
 import errno
 import gc
 import json
@@ -95,6 +96,64 @@ def test_a_signal_during_an_evaluation_leaves_it_for_the_next_start(tmp_path):
   assert result.best.evaluations_since_best == 2
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "validation/recall@5" in line] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("stopped", ["in the last step", "in the last validation"])
+def test_a_run_that_is_stopped_at_its_end_finishes_at_the_next_start(tmp_path, monkeypatch, capsys, stopped):
+  """Its last step is saved before the last validation, which is the best, and again after it."""
+  settings = {"train__eval_every": "5 steps", "train__keep_checkpoints": 1, "train__length": "10 steps"}
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  scores, validated = {}, []
+
+  def evaluate(model):
+    validated.append(float(jnp.sum(model.bos[...])))
+    if stopped == "in the last validation" and len(validated) == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)
+    return {"recall@5": scores.setdefault(validated[-1], 0.1 * (len(scores) + 1))}
+
+  run(whole, evaluate, **settings)
+  result = run(broken, evaluate, batches=signal_at(9) if stopped == "in the last step" else None, **settings)
+  assert (result.step, result.interrupted, result.best.best_step) == (10, True, 5)
+  assert not (broken / "summary.json").exists() and saved_params(broken).step == 5
+
+  write_atomic = files.write_atomic
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  refuse = lambda path, content: fail(full) if path.name == "metadata" else write_atomic(path, content)
+  monkeypatch.setattr(files, "write_atomic", refuse)
+  with pytest.raises(InputError, match="The checkpoint of step 10 could not be written .*No space left on device"):
+    run(broken, evaluate, **settings)
+  monkeypatch.undo()
+  assert not (broken / "summary.json").exists() and saved_params(broken).step == 5
+
+  best = run(broken, evaluate, **settings).best
+  assert (best.best_step, best.best) == (10, 0.2) and saved_params(broken).step == 10
+  assert json.loads((broken / "summary.json").read_text())["best"]["best_step"] == 10
+  count = len(validated)
+  capsys.readouterr()
+  assert run(broken, evaluate, **settings).best == best and len(validated) == count
+  assert capsys.readouterr().out.startswith("This run is finished: all 10 steps are done")
+  for workdir in (whole, broken):  # sums of the last interval are not logged twice
+    run(workdir, evaluate, **settings | {"train__length": "14 steps"})
+  assert logged(broken) == logged(whole) and list(logged(whole)) == [3, 5, 6, 9, 10, 12, 14]
+  assert_equal(saved_params(broken).params, saved_params(whole).params)
+
+
+def fail(error):
+  raise error
+
+
+def test_a_checkpoint_that_orbax_leaves_out_is_told(tmp_path, reference):
+  """It takes no step before the latest; of the latest itself, only scalars can be saved again."""
+  shutil.copytree(reference, tmp_path / "run")
+  setup = setup_of()
+  with Workdir(tmp_path / "run").claim(setup.config, setup.lengths, setup.fingerprints) as checkpoints:
+    tree, saved = checkpoints.restore(setup.saved_shapes)
+    with pytest.raises(RuntimeError, match="Orbax left out the checkpoint of step 11"):
+      checkpoints.save(11, tree, dataclasses.replace(saved, step=11))
+    changed = {**tree, "params": jax.tree.map(lambda leaf: leaf + 1, tree["params"])}
+    with pytest.raises(ValueError, match="step 12 is saved already, with other values of params/"):
+      checkpoints.save(12, changed, saved)
 
 
 def storm(times: int = 3) -> None:

@@ -3,10 +3,12 @@
     checkpoints/STEP/params       parameters: all that evaluation reads
     checkpoints/STEP/rest         step, optimizer state, random key, sums of the open log interval
     checkpoints/STEP/progress     JSON: `SavedProgress`, config, fingerprints of the data, checksums of the arrays, and
-                                  one of all that
+                                  one of all that; scalars that have changed since the arrays were saved
 
 Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a killed process leaves either all
-of it or none, and older checkpoints are only deleted after that. Checksums find whatever the disk did to the files.
+of it or none, and older checkpoints are only deleted after that. Where a run that was stopped after a step does what
+was due then, and saves the step again, only the file of its progress is replaced, whole as well. Checksums find
+whatever the disk did to the files.
 Nothing here is a pickle: arrays, JSON, no code.
 """
 
@@ -23,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -32,6 +35,7 @@ from rastp_jax.training import checksums
 from rastp_jax.training.plan import SavedProgress
 
 _CHECKSUM = "checksum"  # in a progress file, of all else in it
+_PROGRESS_FILE = "metadata"
 
 
 class Metadata(NamedTuple):
@@ -40,6 +44,7 @@ class Metadata(NamedTuple):
   progress: SavedProgress
   fingerprints: Mapping[str, str]  # of the data it was trained on, by name
   checksums: Mapping[str, int] | None  # of the arrays, by path; None: saved by a version that took none
+  scalars: Mapping[str, int | float]  # by path: those that have changed since the arrays were saved
 
 
 def parse_metadata(values: Mapping[str, Any], step: int) -> Metadata:
@@ -50,15 +55,16 @@ def parse_metadata(values: Mapping[str, Any], step: int) -> Metadata:
   """
   said = {name: value for name, value in values.items() if name != _CHECKSUM}
   progress = SavedProgress.from_json(said)
-  fingerprints, sums = said["fingerprints"], said.get("checksums")
+  fingerprints, sums, scalars = said["fingerprints"], said.get("checksums"), said.get("scalars", {})
   typed = all(isinstance(value, str) for value in fingerprints.values())
+  typed &= all(isinstance(value, int | float) for value in scalars.values())
   typed &= sums is None or all(isinstance(value, int) for value in sums.values())
   # Versions before 0.2 wrote none.
   if not typed or values.get(_CHECKSUM, _checksum(said)) != _checksum(said):
     raise ValueError("its progress file is damaged")
   if progress.step != step:
     raise ValueError(f"its progress file is of step {progress.step}")
-  return Metadata(progress, fingerprints, sums)
+  return Metadata(progress, fingerprints, sums, scalars)
 
 
 def _checksum(said: Mapping[str, Any]) -> str:
@@ -92,14 +98,13 @@ class Checkpoints:
     self._last: int | None = None
     self._keep = _LatestAndBest(keep or 0)
     writing = {} if keep is None else {"preservation_policy": self._keep, "cleanup_tmp_directories": True}
+    self._handlers = {
+      "params": ocp.StandardCheckpointHandler(),
+      "rest": ocp.StandardCheckpointHandler(),
+      "progress": ocp.JsonCheckpointHandler(_PROGRESS_FILE),
+    }
     self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(**writing),
-      item_handlers={
-        "params": ocp.StandardCheckpointHandler(),
-        "rest": ocp.StandardCheckpointHandler(),
-        "progress": ocp.JsonCheckpointHandler(),
-      },
+      self._directory, options=ocp.CheckpointManagerOptions(**writing), item_handlers=self._handlers
     )
 
   def __enter__(self) -> "Checkpoints":
@@ -159,7 +164,7 @@ class Checkpoints:
       for bad, error in torn.items():
         self._set_aside(bad, error, used=step)
       self._keep.best_step, self._last = found.progress.best.best_step, step
-      return arrays, found.progress
+      return _with_scalars(arrays, found.scalars), found.progress
     if torn:
       step, error = next(iter(torn.items()))
       raise InputError(
@@ -216,6 +221,8 @@ class Checkpoints:
   def save(self, step: int, tree: Mapping[str, Any], progress: SavedProgress) -> None:
     """Starts writing a checkpoint; returns once the arrays are copied, while files are still being written.
 
+    The step that was saved or restored last can be saved again, if only scalars have changed since.
+
     Args:
       step: its number.
       tree: {"params": ..., "rest": ...}.
@@ -233,11 +240,33 @@ class Checkpoints:
       )
     self._keep.best_step = progress.best.best_step
     said = {**progress.to_json(), **self._origin, "checksums": checksums.take(tree)}
-    metadata = {**said, _CHECKSUM: _checksum(said)}
+    if step == self._last:
+      if jax.process_index() == 0:
+        self._replace_progress(step, tree, said)
+      processes.allgather_text("")  # nobody reads before it is there
+      return
     items = {name: ocp.args.StandardSave(value) for name, value in tree.items()}
+    metadata = ocp.args.JsonSave({**said, _CHECKSUM: _checksum(said)})
     with self._writing(step):
-      self._manager.save(step, args=ocp.args.Composite(**items, progress=ocp.args.JsonSave(metadata)))
+      written = self._manager.save(step, args=ocp.args.Composite(**items, progress=metadata))
+    if not written:
+      raise RuntimeError(f"Orbax left out the checkpoint of step {step}, of {self._manager.all_steps()}")
     self._last = step
+
+  def _replace_progress(self, step: int, tree: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """Saves a step again without its arrays: a crash leaves what was said before, or what is said now."""
+    before = self._read_metadata(step)
+    if isinstance(before, Exception):
+      raise before
+    leaves = {checksums.name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for name, value in (before.checksums or {}).items():
+      if leaves[name].ndim and value != said["checksums"][name]:
+        raise ValueError(f"step {step} is saved already, with other values of {name}")
+    scalars = {name: leaf.item() for name, leaf in leaves.items() if not leaf.ndim}
+    said = {**said, "checksums": before.checksums, "scalars": scalars}
+    with self._writing(step):
+      path = self._directory / str(step) / "progress" / _PROGRESS_FILE
+      files.write_atomic(path, json.dumps({**said, _CHECKSUM: _checksum(said)}))
 
   @contextlib.contextmanager
   def _writing(self, step: int | None) -> Iterator[None]:
@@ -258,10 +287,13 @@ class Checkpoints:
         "the same command again, which goes on from the checkpoint before."
       ) from error
 
+  def _read(self, step: int, name: str, args: Any) -> Any:
+    """A part of a checkpoint. The manager would wait for the other processes, of which one may have failed to read."""
+    return self._handlers[name].restore(epath.Path(self._directory) / str(step) / name, args=args)
+
   def _read_metadata(self, step: int) -> Metadata | Exception:
     try:
-      values = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
-      return parse_metadata(values, step)
+      return parse_metadata(self._read(step, "progress", ocp.args.JsonRestore()), step)
     except Exception as error:
       return error
 
@@ -278,6 +310,19 @@ class Checkpoints:
       buckets.move(self._directory / str(step), aside / next(name for name in names if name not in taken))
     processes.allgather_text("")  # nobody looks before the directory is gone
     self._manager.reload()
+
+
+def _with_scalars(tree: Any, scalars: Mapping[str, int | float]) -> Any:
+  """The arrays with these scalars, by path, in place of their own."""
+
+  def placed(path: Any, leaf: jax.Array) -> jax.Array:
+    name = checksums.name(path)
+    if name not in scalars:
+      return leaf
+    value = np.asarray(scalars[name], leaf.dtype)
+    return jax.make_array_from_callback((), leaf.sharding, lambda _: value)
+
+  return jax.tree_util.tree_map_with_path(placed, tree)
 
 
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):

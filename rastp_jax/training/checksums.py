@@ -22,10 +22,12 @@ def take(tree: Any) -> dict[str, int]:
   """
   paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
   sums = _program(NamedSharding(leaves[0].sharding.mesh, PartitionSpec()))(list(leaves))
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): int(value)
-    for path, value in zip(paths, jax.device_get(sums), strict=True)
-  }
+  return {name(path): int(value) for path, value in zip(paths, jax.device_get(sums), strict=True)}
+
+
+def name(path: Any) -> str:
+  """A path in a tree as the text that a checkpoint calls it by, like "rest/opt_state/0/mu/bos"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def verify(tree: Any, saved: Mapping[str, int] | None) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rastp_jax.runtime import buckets, files, terminal
-from rastp_jax.training.plan import CRITERION, BestMetric, SavedProgress, TrainPlan
+from rastp_jax.training.plan import CRITERION, BestMetric, Due, SavedProgress, TrainPlan
 from rastp_jax.training.tensorboard import EventWriter
 
 
@@ -76,9 +76,10 @@ class Progress:
     self._validation = ""
     self._writes = jax.process_index() == 0
     if self._writes:
-      _drop_lines_after(log, saved.step)
+      last = saved.step - 1 if saved.due is Due.AFTER_STEP else saved.step  # whose line is not written again
+      _drop_lines_after(log, last)
       self._lines = log.open("a", buffering=1)
-      self._events = EventWriter(tensorboard, saved.step)
+      self._events = EventWriter(tensorboard, last)
       self._directory = log.parent
       self._bar = terminal.bar(plan.total_steps, "training", " steps", initial=saved.step)
 
