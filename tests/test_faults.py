@@ -256,12 +256,28 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, capsys):
 
 def test_too_many_of_them_in_a_row_stop_the_run_with_the_weights_of_before(tmp_path):
   with pytest.raises(
-    InputError, match=r"NaN or infinite from step 6 to \d+, more than config.train.max_nonfinite_steps=2"
+    InputError, match=r"NaN or infinite from step 6 to 9, more than config.train.max_nonfinite_steps=2 .* as step 12 in"
   ):
     run(tmp_path, batches=poison(range(6, 100)), train__max_nonfinite_steps=2, train__length="40 steps")
   run(tmp_path / "five", train__length="5 steps")
   assert_equal(saved_params(tmp_path).params, saved_params(tmp_path / "five").params)
   assert run(tmp_path, train__max_nonfinite_steps=2, train__length="40 steps").step == 40  # goes on behind them
+
+
+@pytest.mark.parametrize(("seconds", "last"), [(0.0, 99), (0.5, 99), (0.0, 9)])
+def test_they_stop_the_run_at_a_step_that_no_thread_decides(tmp_path, monkeypatch, seconds, last):
+  """Of several processes one may read an interval's numbers sooner than another: both stop at the end of the next."""
+
+  def batches(upcoming, start):
+    for batch in poison(range(6, last + 1))(upcoming, start):
+      time.sleep(0.05)
+      yield batch
+
+  read = progress.Progress._read
+  monkeypatch.setattr(progress.Progress, "_read", lambda *arguments: (time.sleep(seconds), read(*arguments))[1])
+  with pytest.raises(InputError, match=r"from step 6 to 9, more than .* as step 12 in"):
+    run(tmp_path, batches=batches, train__max_nonfinite_steps=2, train__length="40 steps")
+  assert newest(tmp_path) == 12
 
 
 def poison(steps):

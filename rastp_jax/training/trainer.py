@@ -154,17 +154,20 @@ def train(
         except Interrupted:
           continue  # to the stop above
         is_best = best.add(step, metrics[CRITERION])
-      if validate or reason or step % plan.log_every == 0:
+      closes = validate or reason or step % plan.log_every == 0
+      if closes:
         progress.interval(step, state.sums, jax.tree.map(jnp.copy, state.skipped))
         state = dataclasses.replace(state, sums=reset_sums())
       if validate or reason:
         progress.flush(validation=metrics, kept=kept)
         reason = reason or plan.reason_to_stop(step, clock.seconds, best)
       due = Due.STEP
-      if progress.skipped["in_a_row"] > config.train.max_nonfinite_steps:
+      # Here every process knows of the same interval; in between, `poll` tells the ones earlier than the others.
+      if closes and progress.skipped["in_a_row"] > config.train.max_nonfinite_steps:
         state = dataclasses.replace(state, skipped=jax.tree.map(lambda x: x * 0, state.skipped))
-        save()
-        raise InputError(_not_finite(progress.skipped, config.train.max_nonfinite_steps, step, workdir))
+        sentence = _not_finite(progress.skipped, config.train.max_nonfinite_steps, step, workdir)
+        save()  # which reports this interval, too: it may have been finite again
+        raise InputError(sentence)
       if is_best or reason or step % plan.checkpoint_every == 0:
         save()
       if reason:
