@@ -98,6 +98,27 @@ def test_a_signal_during_an_evaluation_leaves_it_for_the_next_start(tmp_path):
   assert [line["step"] for line in lines if "validation/recall@5" in line] == [2, 4, 6]
 
 
+def test_a_signal_just_before_an_evaluation_leaves_it_for_the_next_start(tmp_path, monkeypatch):
+  """As while the loop waits for the devices to finish their steps."""
+  doing, evaluated = progress.Progress.doing, []
+
+  def signalled(self, text, **options):
+    if text.startswith("validating"):
+      os.kill(os.getpid(), signal.SIGTERM)
+    return doing(self, text, **options)
+
+  def evaluate(model):
+    del model
+    evaluated.append(0.1)
+    return {"recall@5": 0.1}
+
+  monkeypatch.setattr(progress.Progress, "doing", signalled)
+  result = run(tmp_path, evaluate, train__eval_every="2 steps")
+  assert (result.step, result.interrupted, evaluated) == (2, True, [])
+  monkeypatch.undo()
+  assert run(tmp_path, evaluate, train__eval_every="2 steps").step == 12 and len(evaluated) == 6
+
+
 @pytest.mark.parametrize("stopped", ["in the last step", "in the last validation"])
 def test_a_run_that_is_stopped_at_its_end_finishes_at_the_next_start(tmp_path, monkeypatch, capsys, stopped):
   """Its last step is saved before the last validation, which is the best, and again after it."""

@@ -76,12 +76,14 @@ class StopRequests:
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
-    """Inside, a signal raises `Interrupted` at once: for work that takes long and can be repeated.
+    """Inside, a signal raises `Interrupted` at once, as does one that has come: for long work that can be repeated.
 
     Without effect with several processes: they could no longer go on together.
     """
-    self._interrupts = self._alone
     try:
+      self._interrupts = self._alone
+      if self._alone and self._received is not None:
+        raise Interrupted
       yield
     finally:
       self._interrupts = False
