@@ -1,5 +1,6 @@
 """The training loop: optimizers against their formulas, exact resume, one compile a shape, refusals, stopping."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -198,6 +199,23 @@ def test_minutes_count_training_only_and_survive_restarts(tmp_path, monkeypatch)
   again = run(tmp_path, slow_evaluation, batches=slow_batches, **changes | {"train__length": "0.024 minutes"})
   assert again.step == 29
   np.testing.assert_allclose(again.seconds, 29 * 0.05)
+
+
+def test_a_clock_can_be_read_while_the_loop_pauses_it(monkeypatch):
+  """As by the thread that reads an interval's numbers."""
+  monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: 0.0))
+  clock, paused = progress.Clock(1.0), contextlib.ExitStack()
+
+  def pause():
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 5.0)
+    paused.enter_context(clock.paused())
+    return 5.0
+
+  monkeypatch.setattr(progress.time, "monotonic", pause)
+  assert clock.seconds == 6.0 and clock.seconds == 6.0
+  paused.close()
+  monkeypatch.setattr(progress.time, "monotonic", lambda: 7.0)
+  assert clock.seconds == 8.0
 
 
 # Resume

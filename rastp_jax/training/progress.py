@@ -23,21 +23,22 @@ class Clock:
   """Seconds of training: what passes while it is not paused, over all restarts of a run."""
 
   def __init__(self, seconds: float = 0.0):
-    self._before = seconds
-    self._since: float | None = time.monotonic()
+    # Seconds before, and since when more are counted; one value, as the reader's thread asks at any time.
+    self._counted: tuple[float, float | None] = (seconds, time.monotonic())
 
   @property
   def seconds(self) -> float:
-    return self._before + (time.monotonic() - self._since if self._since is not None else 0.0)
+    before, since = self._counted
+    return before if since is None else before + (time.monotonic() - since)
 
   @contextlib.contextmanager
   def paused(self):
     """Leaves out compiling, evaluating and saving. Device work must be finished before, or it escapes the clock."""
-    self._before, self._since = self.seconds, None
+    self._counted = self.seconds, None
     try:
       yield
     finally:
-      self._since = time.monotonic()
+      self._counted = self.seconds, time.monotonic()
 
 
 class Progress:
