@@ -2,8 +2,12 @@
 
 import functools
 import json
+import os
+import pathlib
 import signal
+import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -15,6 +19,7 @@ from rastp_jax.serving.recommendation_files import recommend_to_file
 from tests.helpers import compiling
 from tests.helpers.commands import Forked
 
+ROOT = pathlib.Path(__file__).parent.parent
 WAIT = 300  # seconds; a machine that does other things as well may be slow
 EVERY_STEP = ("--set=train__log_every=1 steps", "--set=train__eval_every=6 steps")
 
@@ -138,6 +143,62 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on(tmp_
   got, expected = losses(workdir), losses(one)
   assert list(got) == list(range(1, 41))
   np.testing.assert_allclose([got[number] for number in expected], list(expected.values()), rtol=1e-5)
+
+
+CUT = """
+import pathlib, sys
+import jax, numpy as np
+from rastp_jax.config import MeshConfig
+from rastp_jax.runtime import processes, sharding
+from rastp_jax.training.checkpoint import Checkpoints
+from rastp_jax.training.plan import SavedProgress
+
+directory, port, process = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+processes.join(f"localhost:{port}", 2, process)
+mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2))
+
+def placed(name, values):
+  return jax.make_array_from_callback(values.shape, sharding.placement(name, values.shape, mesh), lambda at: values[at])
+
+def saved(step):
+  half = placed("item_embedding", np.random.default_rng(step).normal(size=(256, 256)).astype(np.float32))
+  return {"params": {"item_embedding": half}, "rest": {"key": placed("key", np.full(2, step, np.uint32))}}
+
+def checkpoints():
+  return Checkpoints(directory / "checkpoints", directory / "bad", keep=2, origin={"fingerprints": {}})
+
+with checkpoints() as writing:
+  for step in (2, 4):
+    writing.save(step, saved(step), SavedProgress(step))
+if process == 0:
+  of_the_other = directory / "checkpoints" / "4" / "params" / "ocdbt.process_1" / "d"
+  largest = max(of_the_other.iterdir(), key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+processes.allgather_text("")
+with checkpoints() as reading:
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), saved(0))
+  arrays, progress = reading.restore(shapes)
+jax.tree.map(lambda got, expected: np.testing.assert_array_equal(
+  got.addressable_shards[0].data, expected.addressable_shards[0].data), arrays, saved(2))
+print("restored", progress.step)
+"""
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_set_aside_by_both(tmp_path):
+  """Each holds and reads half of an array, and one half is cut."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = str(free.getsockname()[1])
+  environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONPATH": str(ROOT)}
+  commands = [[sys.executable, "-c", CUT, str(tmp_path), port, process] for process in "01"]
+  both = [
+    subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for command in commands
+  ]
+  said = [process.communicate(timeout=WAIT)[0] for process in both]
+  assert finish(both) == [0, 0] and all("restored 2" in text for text in said), said
+  assert "The checkpoint of step 4 cannot be read (" in said[0]
+  assert [path.name for path in (tmp_path / "bad").iterdir()] == ["4"]
 
 
 def until(condition) -> None:

@@ -38,6 +38,10 @@ _CHECKSUM = "checksum"  # in a progress file, of all else in it
 _PROGRESS_FILE = "metadata"
 
 
+class _UnreadableError(Exception):
+  """A checkpoint cannot be read, and why."""
+
+
 class Metadata(NamedTuple):
   """What a checkpoint says besides its arrays."""
 
@@ -146,25 +150,15 @@ class Checkpoints:
     """
     torn = {}
     for step, found in self.metadata():
-      arrays: dict[str, Any] = {}
       try:
-        if isinstance(found, Exception):
-          raise found
-        self._check_shapes(step, target["params"])
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
-        arrays = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
-        checksums.verify(arrays, found.checksums)
-        error = ""
-      except Exception as caught:  # a damaged file shows as whatever the reader underneath happens to raise
-        error = files.first_line(caught) or "unreadable"
-      errors = [text for text in processes.allgather_text(error) if text]
-      if errors or isinstance(found, Exception):
-        torn[step] = errors[0]
+        arrays, said = self._read_arrays(step, target, found)
+      except _UnreadableError as error:
+        torn[step] = str(error)
         continue
       for bad, error in torn.items():
         self._set_aside(bad, error, used=step)
-      self._keep.best_step, self._last = found.progress.best.best_step, step
-      return _with_scalars(arrays, found.scalars), found.progress
+      self._keep.best_step, self._last = said.progress.best.best_step, step
+      return _with_scalars(arrays, said.scalars), said.progress
     if torn:
       step, error = next(iter(torn.items()))
       raise InputError(
@@ -186,18 +180,39 @@ class Checkpoints:
     # Training saves float32 parameters; checksums are of these.
     saved = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), target)
     try:
-      self._check_shapes(step, saved)
-      params = self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(saved)))["params"]
-      found = self._read_metadata(step)
+      arrays, _ = self._read_arrays(step, {"params": saved}, self._read_metadata(step))
+    except _UnreadableError as error:
+      raise InputError(
+        f"The best checkpoint in {self._directory}, of step {step}, cannot be read ({error}): put back a copy of it, "
+        "or train again."
+      ) from error
+    return jax.tree.map(lambda value, like: value.astype(like.dtype), arrays["params"], target)
+
+  def _read_arrays(
+    self, step: int, target: Mapping[str, Any], found: Metadata | Exception
+  ) -> tuple[dict[str, Any], Metadata]:
+    """The arrays of a checkpoint, verified, and what else it says.
+
+    Raises:
+      _UnreadableError: one of the processes cannot read it; in all of them.
+    """
+    arrays, error = {}, ""
+    try:
       if isinstance(found, Exception):
         raise found
-      checksums.verify({"params": params}, found.checksums)
-    except Exception as error:  # see `restore`
-      raise InputError(
-        f"The best checkpoint in {self._directory}, of step {step}, cannot be read ({files.first_line(error)}): put "
-        "back a copy of it, or train again."
-      ) from error
-    return jax.tree.map(lambda value, like: value.astype(like.dtype), params, target)
+      self._check_shapes(step, target["params"])
+      arrays = {name: self._read(step, name, ocp.args.StandardRestore(tree)) for name, tree in target.items()}
+    except Exception as caught:  # a damaged file shows as whatever the reader underneath happens to raise
+      error = files.first_line(caught)
+    # Before the checksums, which all processes take together.
+    errors = [text for text in processes.allgather_text(error) if text]
+    if errors or isinstance(found, Exception):
+      raise _UnreadableError(errors[0])
+    try:
+      checksums.verify(arrays, found.checksums)
+    except ValueError as caught:
+      raise _UnreadableError(files.first_line(caught)) from caught
+    return arrays, found
 
   def _check_shapes(self, step: int, target: Any) -> None:
     """Raises ValueError unless the parameters of a checkpoint have the shapes of the target.
