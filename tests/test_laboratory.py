@@ -16,7 +16,7 @@ from rastp_jax.evaluation import results
 from rastp_jax.evaluation.comparison import Difference, Group, paired_bootstrap, paired_seeds
 from rastp_jax.experiments.lab import collecting, cost, oracles, page, scatter
 from rastp_jax.experiments.lab.collecting import holm
-from rastp_jax.experiments.lab.rows import DENSE, all_rows, choose
+from rastp_jax.experiments.lab.rows import DENSE, all_rows, choose, possible
 from rastp_jax.experiments.lab.scatter import Point
 from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
 from rastp_jax.experiments.lab.training import Trainings
@@ -69,6 +69,14 @@ def test_a_share_of_the_items_is_one_whatever_an_item_is_made_of():
       settings = rows[f"item_sum, then {name}"].apply(config).reduction
       found = schedule.budgets(settings, 20 * layout.item_length, layout)
       assert list(found.values()) == [20, 20 * share]
+
+
+def test_rows_that_a_config_refuses_are_told():
+  config = make_config(model__encoder_blocks=2, semantic_ids__collisions="reassign")
+  allowed, refused = possible(ROWS, config)
+  assert {name.partition(",")[0] for name in refused} == {"no_collision_code", "codes_first", "rastp_codes"}
+  assert allowed == {name: row for name, row in ROWS.items() if name not in refused}
+  assert all("semantic_ids.collisions" in reason for reason in refused.values())
 
 
 def test_rows_are_chosen_by_name_or_method():

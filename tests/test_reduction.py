@@ -355,6 +355,7 @@ def test_a_stage_goes_on_from_a_note_of_its_own_only(names, goes_on):
   settings = setting(names, after_block=(0, 1), keep_tokens=(20, 9))
   _, (first, second) = stages_of(settings, make_history())
   watch = REDUCTIONS[names.partition("+")[2]].watch
+  assert watch is not None
   earlier = first.after.note if goes_on else None
   seen = seen_at(second, settings)
   expected = jax.jit(lambda: watch(seen.replace(tokens=second.before.replace(note=earlier))))()

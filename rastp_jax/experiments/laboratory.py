@@ -23,7 +23,7 @@ from absl import flags
 from rastp_jax.config import Config
 from rastp_jax.experiments.commands import AT_ONCE, run_all
 from rastp_jax.experiments.lab import collecting, cost, page
-from rastp_jax.experiments.lab.rows import DENSE, Row, all_rows, choose
+from rastp_jax.experiments.lab.rows import DENSE, Row, all_rows, choose, possible
 from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
 from rastp_jax.experiments.lab.training import DATA, Trainings
 from rastp_jax.experiments.results import write_result
@@ -49,12 +49,12 @@ KEPT = ("screens", "seconds", "flops", "runs")
 def main() -> None:
   config = cli.load_config(_CONFIG.value)
   files.check_writable(_OUTPUT.value)
-  rows = choose(_METHODS.value, {**all_rows(config), **(oracle_rows() if _STAGE.value == "screen" else {})})
+  rows = choose(_METHODS.value, {**_rows(config, say=True), **(oracle_rows() if _STAGE.value == "screen" else {})})
   stored = _read()
   data = None if _STAGE.value == "page" else runs.load_data(config)  # refuses here what every run would refuse
   fingerprints = {} if data is None else {name: part.fingerprint for name, part in zip(DATA, data, strict=True)}
   for stage in LENGTHS:
-    _trainings(stage, config.data.dataset).check(list(all_rows(config).values()), config, fingerprints)
+    _trainings(stage, config.data.dataset).check(list(_rows(config).values()), config, fingerprints)
   if _STAGE.value == "screen":
     _screen(rows, stored, config)
   elif _STAGE.value == "cost":
@@ -68,6 +68,14 @@ def main() -> None:
   show(stored)
 
 
+def _rows(config: Config, *, say: bool = False) -> dict[str, Row]:
+  """The rows that this config allows; on demand, why it refuses the others is printed."""
+  allowed, refused = possible(all_rows(config), config)
+  for name, reason in refused.items() if say else ():
+    print(f"{name} is left out: {reason}")
+  return allowed
+
+
 def _trainings(stage: str, dataset: str) -> Trainings:
   given = tuple(argument for argument in sys.argv[1:] if argument.startswith("--config"))
   asked = _STAGE.value in (stage, "page")
@@ -79,7 +87,7 @@ def _trainings(stage: str, dataset: str) -> Trainings:
 def _screen(rows: list[Row], stored: dict[str, Any], config: Config) -> None:
   """Adds every row's effect on a dense model, which is trained first if it is not there yet; a row at a time."""
   dataset = config.data.dataset
-  trainings, dense = _trainings("train", dataset), all_rows(config)[DENSE]
+  trainings, dense = _trainings("train", dataset), _rows(config)[DENSE]
   run_all(trainings.chains(dense))
   workdir = trainings.workdir(dense, trainings.seeds[0])
   saved = runs.load_model(str(workdir))
@@ -115,7 +123,7 @@ def _time(rows: list[Row], stored: dict[str, Any], config: Config) -> None:
 
 def _collect(stored: dict[str, Any], config: Config) -> None:
   """Adds all finished runs of this dataset to those in the file, with what they cost."""
-  rows, finished = all_rows(config), [_trainings(stage, config.data.dataset) for stage in ("train", "confirm")]
+  rows, finished = _rows(config), [_trainings(stage, config.data.dataset) for stage in ("train", "confirm")]
   name = finished[0].config_name
   costs = dict(stored.get("flops", {}).get(name, {}))
   missing = [row for row in rows.values() if row.name not in costs and any(one.finished(row) for one in finished)]

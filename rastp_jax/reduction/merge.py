@@ -48,8 +48,9 @@ def pool_items(seen: Seen, weight: Float[Array, "B L"], budget: int) -> Tokens:
 
 def item_numbers(seen: Seen) -> Int[Array, "#B L"]:
   """Which of the items that still have tokens each token belongs to, from 0."""
-  earlier = jnp.pad(seen.items[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-  return jnp.cumsum(seen.items != earlier, axis=-1) - 1  # tokens of an item stand together
+  items = seen.items
+  earlier = jnp.pad(items[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  return jnp.cumsum(items != earlier, axis=-1) - 1  # tokens of an item stand together
 
 
 def assign(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Tokens:

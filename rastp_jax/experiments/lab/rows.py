@@ -112,6 +112,18 @@ def all_rows(config: Config) -> dict[str, Row]:
   return {row.name: row for row in rows}
 
 
+def possible(rows: Mapping[str, Row], config: Config) -> tuple[dict[str, Row], dict[str, str]]:
+  """The rows that a config allows, and why it refuses the others, by name."""
+  allowed, refused = {}, {}
+  for name, row in rows.items():
+    try:
+      row.apply(config)
+      allowed[name] = row
+    except InputError as error:
+      refused[name] = str(error)
+  return allowed, refused
+
+
 def choose(wanted: Sequence[str], rows: Mapping[str, Row]) -> list[Row]:
   """The rows whose name, or whose method's name, is asked for; all if nothing is. Dense is always among them.
 
