@@ -119,8 +119,8 @@ def test_one_process_at_a_time(server, monkeypatch, capsys):
 @pytest.mark.parametrize(
   ("owner", "waits"),
   [
-    ({"host": "elsewhere", "pid": 1, "turn": 1}, True),
-    ({"host": os.uname().nodename, "pid": 2**22 + 1, "turn": 1}, False),
+    ({"host": "elsewhere", "pid": 1}, True),
+    ({"host": os.uname().nodename, "pid": 2**22 + 1}, False),
     ("not JSON", True),
   ],
 )
@@ -131,6 +131,43 @@ def test_a_lock_that_was_left_behind_is_taken_over(server, monkeypatch, owner, w
   with files.directory_lock("gs://bucket/run", "lock"):
     assert (time.monotonic() - start > 1.4) == waits
     assert json.loads(server.objects["bucket", "run/lock"][1])["pid"] == os.getpid()
+
+
+@pytest.fixture
+def ended(monkeypatch):
+  """Exit codes of a lock that would have ended this process."""
+  codes = []
+  monkeypatch.setattr(os, "_exit", codes.append)
+  monkeypatch.setattr(buckets, "_RENEWED", 0.1)
+  return codes
+
+
+def test_a_renewal_whose_answer_is_lost_is_still_a_renewal(server, ended):
+  with files.directory_lock("gs://bucket/run", "lock"):
+    server.losing.add("run/lock")
+    lost = wait_for_renewal(server, after=server.objects["bucket", "run/lock"][0])
+    wait_for_renewal(server, after=lost)
+    assert not server.losing
+  assert ended == [] and server.names() == []
+
+
+def test_a_lock_that_another_process_took_over_ends_this_one(server, ended):
+  owner = json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "lease": "another"}).encode()
+  with files.directory_lock("gs://bucket/run", "lock"):
+    server.write("bucket", "run/lock", owner, {})
+    until = time.monotonic() + 60
+    while not ended and time.monotonic() < until:
+      time.sleep(0.05)
+  assert set(ended) == {75} and server.objects["bucket", "run/lock"][1] == owner
+
+
+def wait_for_renewal(server, after):
+  """The generation of a lock that was written after another one."""
+  until = time.monotonic() + 60
+  while server.objects["bucket", "run/lock"][0] <= after:
+    assert time.monotonic() < until
+    time.sleep(0.05)
+  return server.objects["bucket", "run/lock"][0]
 
 
 def test_of_several_that_come_at_once_one_gets_the_lock(server, monkeypatch):

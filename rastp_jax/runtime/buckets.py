@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -172,7 +173,9 @@ class _Lease:
     self._place = place
     self._store = tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket}).result()
     self._generation = b""
-    self._turn = 0
+    # Hosts and process numbers come again, as in a pod that was replaced; the last name does not.
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "lease": uuid.uuid4().hex}
+    self._value = json.dumps(owner).encode()
     self.released = threading.Event()
 
   def take(self) -> None:
@@ -215,10 +218,11 @@ class _Lease:
     return self._store.read(self._key).result()
 
   def _write(self, seen: bytes) -> bool:
-    """Whether it could be written, because it was as seen."""
-    self._turn += 1
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "turn": self._turn}
-    generation = self._store.write(self._key, json.dumps(owner), if_equal=seen).result().generation
+    """Whether it is this lease's: written now, because it was as seen, or before, by a write whose answer was lost."""
+    generation = self._store.write(self._key, self._value, if_equal=seen).result().generation
+    if not generation:
+      found = self._read()
+      generation = found.stamp.generation if found.value == self._value else b""
     if generation:
       self._generation = generation
     return bool(generation)

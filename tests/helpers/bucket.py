@@ -27,6 +27,7 @@ class Bucket:
     self.objects: dict[tuple[str, str], tuple[int, bytes]] = {}
     self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
     self.requests: list[str] = []
+    self.losing: set[str] = set()  # names of objects: the next write of one is done, and its answer lost
     self.generations = itertools.count(1)
     self.lock = threading.Lock()
 
@@ -191,6 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
     elif kind == "multipart":
       name, body = _parts(body, name)
     found = self.bucket.write(bucket, name, body, query)
+    if found and name in self.bucket.losing:
+      self.bucket.losing.remove(name)
+      self._answer(503)
+      return
     self._answer(*((200, found) if found else (412, {"error": {"code": 412, "message": "conditionNotMet"}})))
 
 
