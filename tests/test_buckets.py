@@ -8,15 +8,20 @@ import shutil
 import signal
 import threading
 import time
+import unittest.mock
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from rastp_jax.config import DataConfig
 from rastp_jax.data.sources import detect
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
 from rastp_jax.runtime import buckets, files
+from rastp_jax.training import import_torch_weights, runs, trainer
+from rastp_jax.training.checkpoint import Checkpoints
+from rastp_jax.training.setup import make_setup
 from rastp_jax.training.workdir import Workdir
 from tests.helpers import bucket as bucket_server
 from tests.helpers import training
@@ -217,6 +222,51 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(
   another_machine()
   assert results.load(Workdir(workdir).evaluation("test"), "one").metrics == result.metrics
   assert str(Workdir(workdir)) == workdir and not list(tmp_path.iterdir())
+
+
+def test_what_others_write_until_a_directory_is_locked_is_kept(server):
+  """The copy that was made before is made again, but for what this process has written since."""
+  other = lambda name, data: server.write("bucket", f"run/{name}", data, {})
+  for name in ("metrics.jsonl", "removed.json", "mine.json"):
+    other(name, b"1\n")
+  path = Workdir("gs://bucket/run").path
+  (path / "mine.json").write_bytes(b"longer\n")
+  other("metrics.jsonl", b"1\n2\n")
+  other("summary.json", b"{}")
+  del server.objects["bucket", "run/removed.json"]
+  with files.directory_lock(path, "lock"):
+    assert (path / "metrics.jsonl").read_bytes() == b"1\n2\n" and (path / "summary.json").exists()
+    assert not (path / "removed.json").exists() and (path / "mine.json").read_bytes() == b"longer\n"
+    buckets.upload(path)
+  assert [server.objects["bucket", f"run/{name}"][1] for name in ("metrics.jsonl", "mine.json")] == [
+    b"1\n2\n", b"longer\n"
+  ]  # fmt: skip
+
+
+def test_weights_are_imported_into_a_bucket(server, published_run):
+  saved, weights = runs.load_model(published_run), np.load(published_run.parent / "weights.npz")
+  given = saved.config, saved.histories, saved.semantic_ids, weights, "gs://bucket/runs/published", "weights.npz"
+  import_torch_weights.import_weights(*given)
+  assert all(name.startswith("runs/published/") for name in server.names())
+  another_machine()
+  there = runs.load_model("gs://bucket/runs/published")
+  assert (there.step, there.config) == (0, saved.config)
+  training.assert_equal(nnx.state(there.model), nnx.state(saved.model))
+  del server.objects["bucket", "runs/published/config.json"], server.objects["bucket", "runs/published/imported.json"]
+  another_machine()
+  with pytest.raises(InputError, match="gs://bucket/runs/published exists and is not empty: choose a new directory"):
+    import_torch_weights.import_weights(*given)
+
+
+def test_an_import_into_a_bucket_that_was_killed_is_not_trained(server, published_run, monkeypatch):
+  saved, weights = runs.load_model(published_run), np.load(published_run.parent / "weights.npz")
+  given = saved.config, saved.histories, saved.semantic_ids
+  with monkeypatch.context() as patch, pytest.raises(training.Died):
+    patch.setattr(Checkpoints, "save", unittest.mock.Mock(side_effect=training.Died))
+    import_torch_weights.import_weights(*given, weights, "gs://bucket/published", "weights.npz")
+  another_machine()
+  with pytest.raises(InputError, match="gs://bucket/published holds imported.json but no checkpoint"):
+    trainer.train(make_setup(*given), Workdir("gs://bucket/published"))
 
 
 def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(server):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,14 @@ def test_a_run_with_open_bucket_lengths_trains_on(saved, weights, tmp_path):
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   setup = make_setup(config, saved.histories, saved.semantic_ids, mesh=mesh)
   assert trainer.train(setup, Workdir(tmp_path / "run")).step == 2
+
+
+def test_an_imported_run_whose_weights_are_gone_does_not_train_random_ones(published_run, saved, tmp_path):
+  shutil.copytree(published_run, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  setup = make_setup(saved.config, saved.histories, saved.semantic_ids)
+  with pytest.raises(InputError, match=r"run holds imported.json but no checkpoint .*: put its checkpoints back, or"):
+    trainer.train(setup, Workdir(tmp_path / "run"))
 
 
 def test_safetensors_hold_the_same(weights, tmp_path):

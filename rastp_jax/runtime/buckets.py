@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from etils import epath
@@ -110,6 +110,24 @@ def unfinished(path: pathlib.Path) -> Iterator[None]:
     yield
   finally:
     _unfinished.remove(path)
+
+
+def copy_again(path: pathlib.Path) -> None:
+  """Makes the local copy of a directory anew, but for what this process has changed in it; without effect elsewhere.
+
+  Raises:
+    InputError: the bucket cannot be reached.
+  """
+  place = remote(path)
+  if place is None:
+    return
+  changed = set()
+  for file in [file for file in _uploaded if file.is_relative_to(path) and file.exists()]:
+    if _uploaded[file] == _state(file):
+      file.unlink()
+    else:
+      changed.add(file)
+  _copy(str(place).removeprefix(SCHEME), path, without=changed)
 
 
 def upload_soon(path: pathlib.Path, seconds: float = 5.0) -> None:
@@ -307,8 +325,8 @@ def _root() -> pathlib.Path:
   return root
 
 
-def _copy(name: str, path: pathlib.Path) -> None:
-  """Copies an object, or a directory without the folders of `_NOT_COPIED`."""
+def _copy(name: str, path: pathlib.Path, without: Set[pathlib.Path] = frozenset()) -> None:
+  """Copies an object, or a directory without the folders of `_NOT_COPIED` and without files that have to stay."""
   with reaching(f"{SCHEME}{name}"):
     found = _files().find(name)
     below = [one.removeprefix(f"{name}/") for one in found if one.startswith(f"{name}/")]
@@ -327,6 +345,8 @@ def _copy(name: str, path: pathlib.Path) -> None:
       path.mkdir(parents=True, exist_ok=True)
     for one in wanted:
       target = path / one
+      if target in without:
+        continue
       target.parent.mkdir(parents=True, exist_ok=True)
       _files().get_file(f"{name}/{one}", str(target))
       _uploaded[target] = _state(target)

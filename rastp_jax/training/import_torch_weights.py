@@ -1,8 +1,9 @@
 """Weights of the published PyTorch model as a run of ours, to evaluate, recommend with, export or train further."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from flax import nnx
@@ -14,7 +15,7 @@ from rastp_jax.errors import InputError
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.model.factory import make_model
 from rastp_jax.model.torch_names import load_published
-from rastp_jax.runtime import files
+from rastp_jax.runtime import buckets, files
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training.plan import SavedProgress
 from rastp_jax.training.setup import make_setup
@@ -70,7 +71,7 @@ def import_weights(
     histories: the prepared dataset.
     semantic_ids: the codes they were trained with.
     weights: from `read_weights`.
-    workdir: new or empty; made whole or not at all.
+    workdir: new or empty; made whole or not at all. In a bucket, one that is not whole is refused by `Workdir.claim`.
     origin: where the weights come from, for imported.json.
 
   Raises:
@@ -85,11 +86,27 @@ def import_weights(
     )
   load_published(model, weights)
   state = setup.state_with(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-  with files.new_directory(workdir) as path:
-    out = Workdir(path)
-    with out.claim(config, setup.lengths, setup.fingerprints) as checkpoints:
-      checkpoints.save(0, to_saved(state), SavedProgress())
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-      digest.update(name.encode() + np.ascontiguousarray(weights[name], "<f4").tobytes())
-    files.write_json(out.imported, {"weights": origin, "sha256": digest.hexdigest()})
+  imported = {"weights": origin, "sha256": _sha256(weights)}
+  with _new(workdir) as out, out.claim(config, setup.lengths, setup.fingerprints, imported) as checkpoints:
+    checkpoints.save(0, to_saved(state), SavedProgress())
+
+
+def _sha256(weights: Mapping[str, np.ndarray]) -> str:
+  digest = hashlib.sha256()
+  for name in sorted(weights):
+    digest.update(name.encode() + np.ascontiguousarray(weights[name], "<f4").tobytes())
+  return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _new(workdir: str | os.PathLike) -> Iterator[Workdir]:
+  """A workdir that appears once it is whole. In a bucket, which renames no directory, it is not trained in before."""
+  out = Workdir(workdir)
+  place = buckets.remote(out.path)
+  if place is None:
+    with files.new_directory(workdir) as temporary:
+      yield Workdir(temporary)
+    return
+  if place.exists() and any(place.iterdir()):
+    raise InputError(f"{out} exists and is not empty: choose a new directory, or remove it.")
+  yield out

@@ -156,7 +156,13 @@ class Workdir:
       ) from error
 
   @contextlib.contextmanager
-  def claim(self, config: Config, lengths: tuple[int, ...], fingerprints: Mapping[str, str]) -> Iterator[Checkpoints]:
+  def claim(
+    self,
+    config: Config,
+    lengths: tuple[int, ...],
+    fingerprints: Mapping[str, str],
+    imported: Mapping[str, str] | None = None,
+  ) -> Iterator[Checkpoints]:
     """Claims the directory for this run: yields its checkpoints, and ends when everything is on disk.
 
     Everything that can be wrong with it is found before anything in it is changed; then config.json is written. With
@@ -166,10 +172,11 @@ class Workdir:
       config: the run's settings.
       lengths: the bucket lengths that the run uses; config.json records them.
       fingerprints: what identifies the run's data, by name, like {"semantic IDs": "3f…"}.
+      imported: of a new run that begins with given weights, which the caller saves first of all: where they come from.
 
     Raises:
-      InputError: the directory holds a run with another config or other data, is in use, or cannot be written; inside,
-        if a log can no longer be written.
+      InputError: the directory holds a run with another config or other data, or one whose imported weights are
+        missing, is in use, or cannot be written; inside, if a log can no longer be written.
     """
     recorded = dataclasses.replace(config, data=dataclasses.replace(config.data, bucket_lengths=tuple(lengths)))
     with contextlib.ExitStack() as stack:
@@ -179,6 +186,7 @@ class Workdir:
         self.path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
           stack.enter_context(files.directory_lock(self.path, self.lock.name))
+          self._check_config(config, recorded)  # again: another process may have begun a run, and ended, until now
       with self._claim_errors():
         checkpoints = Checkpoints(
           self.checkpoints,
@@ -187,10 +195,15 @@ class Workdir:
           origin={"fingerprints": dict(fingerprints), "config": config_lib.to_dict(recorded)},
         )
       with processes.raise_on_all(), self._claim_errors():
-        for _, saved in checkpoints.metadata():
+        found = list(checkpoints.metadata())
+        if imported is None and not found:
+          self._check_not_imported()
+        for _, saved in found:
           if not isinstance(saved, Exception):
             self._check_fingerprints(saved.fingerprints, fingerprints)
         if jax.process_index() == 0:
+          if imported is not None:  # goes first: what is left of an import that is killed is known as one
+            files.write_json(self.imported, imported)
           files.write_atomic(self.config, config_lib.to_json(recorded) + "\n")
       stack.enter_context(checkpoints)
       stack.enter_context(self._log_errors())
@@ -272,6 +285,14 @@ class Workdir:
           f"{self} holds a run with config.{name}={was!r}, not {now[name]!r}: resume it with its own value "
           f"(--config={self}/{self.config.name} has all of them), or train in another --workdir."
         )
+
+  def _check_not_imported(self) -> None:
+    """Raises InputError where a run without checkpoints would not begin with random weights."""
+    if self.imported.exists():
+      raise InputError(
+        f"{self} holds {self.imported.name} but no checkpoint with the imported weights: put its "
+        f"{self.checkpoints.name} back, or import them into another --workdir."
+      )
 
   def _check_fingerprints(self, trained: Mapping[str, str], now: Mapping[str, str]) -> None:
     for name, value in now.items():
