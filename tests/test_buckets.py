@@ -224,23 +224,27 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(
   assert str(Workdir(workdir)) == workdir and not list(tmp_path.iterdir())
 
 
-def test_what_others_write_until_a_directory_is_locked_is_kept(server):
-  """The copy that was made before is made again, but for what this process has written since."""
+def test_what_others_write_until_a_run_has_the_lock_is_kept(server):
+  """Its copy of the directory is made again, but for what this process has written since."""
+  workdir = Workdir("gs://bucket/run")
+  training.run(workdir.path, train__length="2 steps")
+  lines = server.objects["bucket", "run/metrics.jsonl"][1]
+  (workdir.path / "notes.txt").write_text("mine")
   other = lambda name, data: server.write("bucket", f"run/{name}", data, {})
-  for name in ("metrics.jsonl", "removed.json", "mine.json"):
-    other(name, b"1\n")
-  path = Workdir("gs://bucket/run").path
-  (path / "mine.json").write_bytes(b"longer\n")
-  other("metrics.jsonl", b"1\n2\n")
-  other("summary.json", b"{}")
-  del server.objects["bucket", "run/removed.json"]
-  with files.directory_lock(path, "lock"):
-    assert (path / "metrics.jsonl").read_bytes() == b"1\n2\n" and (path / "summary.json").exists()
-    assert not (path / "removed.json").exists() and (path / "mine.json").read_bytes() == b"longer\n"
-    buckets.upload(path)
-  assert [server.objects["bucket", f"run/{name}"][1] for name in ("metrics.jsonl", "mine.json")] == [
-    b"1\n2\n", b"longer\n"
-  ]  # fmt: skip
+  other("notes.txt", b"theirs")
+  other("metrics.jsonl", lines + b'{"step": 2}\n')
+  other("eval_test.json", b"{}")
+  server.delete("bucket", "run/summary.json", {})
+  setup = training.setup_of(train__length="2 steps")
+  with workdir.claim(setup.config, setup.lengths, setup.fingerprints):
+    assert workdir.log.read_bytes() == lines + b'{"step": 2}\n' and workdir.evaluation("test").exists()
+    assert not workdir.summary.exists() and (workdir.path / "notes.txt").read_text() == "mine"
+  other("config.json", server.objects["bucket", "run/config.json"][1].replace(b'"seed": ', b'"seed": 1'))
+  with (
+    pytest.raises(InputError, match=r"config\.semantic_ids\.seed=1"),
+    workdir.claim(setup.config, setup.lengths, setup.fingerprints),
+  ):
+    pass
 
 
 def test_weights_are_imported_into_a_bucket(server, published_run):

@@ -122,8 +122,8 @@ def copy_again(path: pathlib.Path) -> None:
   if place is None:
     return
   changed = set()
-  for file in [file for file in _uploaded if file.is_relative_to(path) and file.exists()]:
-    if _uploaded[file] == _state(file):
+  for file in [file for file in path.rglob("*") if file.is_file()]:
+    if _uploaded.get(file) == _state(file):
       file.unlink()
     else:
       changed.add(file)

@@ -320,7 +320,7 @@ def directory_lock(directory: str | os.PathLike, owner_file: str | None = None) 
   """Makes a directory and keeps other processes that ask for it out, until the context or this process ends.
 
   The lock is the operating system's: one that a killed process left behind blocks nobody. On a network file system
-  without locks it only warns. Of a directory in a bucket, the local copy is made anew once it is locked.
+  without locks it only warns.
 
   Args:
     directory: to be locked.
@@ -335,7 +335,6 @@ def directory_lock(directory: str | os.PathLike, owner_file: str | None = None) 
   in_bucket = buckets.remote(directory)
   if in_bucket is not None:
     with buckets.lock(in_bucket / (owner_file or "lock")):
-      buckets.copy_again(directory)  # who held it may have written until now
       yield
     return
   handle = (

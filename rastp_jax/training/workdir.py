@@ -186,7 +186,8 @@ class Workdir:
         self.path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
           stack.enter_context(files.directory_lock(self.path, self.lock.name))
-          self._check_config(config, recorded)  # again: another process may have begun a run, and ended, until now
+          buckets.copy_again(self.path)  # who held it may have written until now
+          self._check_config(config, recorded)
       with self._claim_errors():
         checkpoints = Checkpoints(
           self.checkpoints,
