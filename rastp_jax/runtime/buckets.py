@@ -113,7 +113,7 @@ def unfinished(path: pathlib.Path) -> Iterator[None]:
 
 
 def copy_again(path: pathlib.Path) -> None:
-  """Makes the local copy of a directory anew, but for what this process has changed in it; without effect elsewhere.
+  """Copies a directory again, but for what this process has changed in it; without effect elsewhere.
 
   Raises:
     InputError: the bucket cannot be reached.
