@@ -326,7 +326,7 @@ def _root() -> pathlib.Path:
 
 
 def _copy(name: str, path: pathlib.Path, without: Set[pathlib.Path] = frozenset()) -> None:
-  """Copies an object, or a directory without the folders of `_NOT_COPIED` and without files that have to stay."""
+  """Copies an object, or a directory without the folders of `_NOT_COPIED` and without those files that must stay."""
   with reaching(f"{SCHEME}{name}"):
     found = _files().find(name)
     below = [one.removeprefix(f"{name}/") for one in found if one.startswith(f"{name}/")]
