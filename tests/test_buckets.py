@@ -327,10 +327,13 @@ def test_data_are_prepared_in_a_bucket_and_found_elsewhere(server, tmp_path, mon
 def test_copies_of_processes_that_were_killed_go(tmp_path, monkeypatch):
   monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
   buckets._root.cache_clear()
-  (tmp_path / f"rastp_jax_bucket_{2**22 + 1}_x").mkdir()
-  (tmp_path / f"rastp_jax_bucket_{os.getpid()}_x").mkdir()
+  host, killed = f"rastp_jax_bucket_{os.uname().nodename}", 2**22 + 1
+  elsewhere = f"rastp_jax_bucket_other-{os.uname().nodename}_{killed}_x"  # the folder may be one that hosts share
+  for name in (f"{host}_{killed}_x", f"{host}_{os.getpid()}_x", elsewhere):
+    (tmp_path / name).mkdir()
   files.check_path("gs://bucket/a")
-  left = [path.name for path in tmp_path.iterdir()]
+  left = {path.name for path in tmp_path.iterdir()}
+  root = buckets._root()
   buckets._root.cache_clear()
-  assert len(left) == 2 and all(name.startswith(f"rastp_jax_bucket_{os.getpid()}_") for name in left)
+  assert root.name.startswith(f"{host}_{os.getpid()}_") and left == {root.name, f"{host}_{os.getpid()}_x", elsewhere}
   assert pathlib.Path(buckets._root()).is_dir()

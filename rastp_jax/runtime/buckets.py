@@ -35,7 +35,7 @@ SCHEME = "gs://"
 # Folders that are copied only where they are asked for by name: written there, never read, or large.
 _NOT_COPIED = ("checkpoints", "unreadable_checkpoints", "tensorboard", "profile", "downloads")
 _LAST = "dataset_info.json"  # TFDS's; uploaded last, so that a table without it is known to be torn
-_FOLDER = "rastp_jax_bucket_"  # in the system's temporary folder, then this process's number
+_FOLDER = "rastp_jax_bucket_"  # in the system's temporary folder, then this host's name and the process's number
 _RENEWED = 10.0  # seconds between renewals of a lock
 _DEAD = 45.0  # seconds without a renewal after which its owner is taken for dead
 
@@ -314,13 +314,14 @@ def _files() -> Any:
 
 @functools.cache
 def _root() -> pathlib.Path:
-  """The folder of this process's copies. Those of processes that were killed go."""
-  parent = pathlib.Path(tempfile.gettempdir())
-  for left in parent.glob(f"{_FOLDER}*"):
-    owner = left.name.removeprefix(_FOLDER).partition("_")[0]
+  """The folder of this process's copies. Those of processes that were killed on this host go."""
+  parent = pathlib.Path(tempfile.gettempdir())  # may be one that hosts share
+  folder = f"{_FOLDER}{socket.gethostname()}_"
+  for left in parent.glob(f"{folder}*"):
+    owner = left.name.removeprefix(folder).partition("_")[0]
     if owner.isdecimal() and not _is_alive(int(owner)):
       shutil.rmtree(left, ignore_errors=True)
-  root = pathlib.Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}_")).resolve()
+  root = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder}{os.getpid()}_")).resolve()
   atexit.register(shutil.rmtree, root, ignore_errors=True)
   return root
 
