@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM or pod slice: creates or reuses it, copies this checkout, installs, prepares the data, starts
-# all workers, follows the first one's log, and begins again after a preemption.
+# Trains on a Cloud TPU VM or pod slice: creates or reuses it, copies this checkout's last commit, installs, prepares the
+# data, starts all workers, follows the first one's log, and begins again after a preemption.
 #   ./launch/tpu_vm.sh --name=NAME --zone=ZONE --bucket=gs://BUCKET/DIRECTORY --config=configs/beauty.py --run=beauty
 #     [--type=v5litepod-16] [--version=v2-alpha-tpuv5-lite] [--project=PROJECT] [--spot] [--raw_dir=DIR]
 #     [--delete] [--dry_run] [training flags]
@@ -40,6 +40,7 @@ done
 }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 where+=("--zone=$zone")
+[[ -z $(git status --porcelain) ]] || echo "warning: changes that are not committed are not copied to the TPU (git status)." >&2
 archive="${TMPDIR:-/tmp}/rastp_jax.tar.gz"
 place="${bucket:-/mnt/share}"
 data=--config.data.data_dir=$place/data

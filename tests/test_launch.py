@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,20 @@ def dry_run(name: str, tmp: pathlib.Path) -> str:
 def test_missing_options_are_named(command, missing):
   done = subprocess.run(["bash", *f"{ROOT}/launch/{command}".split()], capture_output=True, text=True)
   assert done.returncode == 2 and done.stderr.startswith("error: ") and missing in done.stderr
+
+
+def test_changes_that_would_not_reach_the_tpu_are_said(tmp_path):
+  (tmp_path / "launch").mkdir()
+  script = shutil.copy(ROOT / "launch" / "tpu_vm.sh", tmp_path / "launch")
+  git = ["git", "-C", tmp_path, "-c", "user.name=test", "-c", "user.email=test@example.com"]
+  for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=first"]):
+    subprocess.run([*git, *command], check=True)
+  told = []
+  for _ in range(2):
+    command = ["bash", script, *DRY_RUNS["tpu_vm"].split()[2:], "--dry_run"]
+    told.append(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
+    (tmp_path / "own.py").write_text("")
+  assert told == ["", "warning: changes that are not committed are not copied to the TPU (git status).\n"]
 
 
 def test_jobset_is_complete():
