@@ -182,7 +182,8 @@ class Workdir:
     with contextlib.ExitStack() as stack:
       with processes.raise_on_all(), self._claim_errors():
         self._check_kinds()
-        self._check_config(config, recorded)
+        if buckets.remote(self.path) is None:  # of which the copy may be older than the checkpoints
+          self._check_config(config, recorded)
         self.path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
           stack.enter_context(files.directory_lock(self.path, self.lock.name))
