@@ -9,7 +9,7 @@ echo "== Checking words (docs/words.txt)"
 echo "== Checking types beside the tests"
 .venv/bin/pyright >.venv/types.txt 2>&1 &
 types=$! failed=0
-echo "== Running the tests (about ten minutes on 2 cores)"
+echo "== Running the tests (ten to twenty minutes on 2 cores)"
 .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@" || failed=$?
 wait "$types" || failed=$?
 echo "== Types: $(tail -n 30 .venv/types.txt)"

@@ -198,7 +198,7 @@ def test_few_users_make_whole_runs_of_whole_draws(users, run_length, plan):
 def test_fewer_draws_than_a_run_has_batches_are_refused():
   histories, codes = make_data([8] * 100)
   config = DataConfig(max_items=20, bucket_lengths=(20,), sampling="subsequences", mix_users=False)
-  sentence = "one batch of each data.users_per_draw=32 users, 4 of beauty, but train.steps_per_dispatch=5 batches"
+  sentence = "one batch of data.users_per_draw=32 users, for beauty 4 in all, but train.steps_per_dispatch=5 batches"
   with pytest.raises(InputError, match=sentence):
     training_batches(histories, codes, config, batch_size=417, seed=0, run_length=5)
 

@@ -305,7 +305,8 @@ def test_seeds_that_were_trained_elsewhere_count(tmp_path, capsys):
       save_run(first, row, seed, rng.integers(0, 20, 200))
   stored = collecting.merge([], collecting.collect(first, [dense, recent], {}, {}))
   before = {run["name"]: run for run in stored}
-  before["recent, 1/2"]["equal_time"] = {"seeds": [1, 3]}
+  of_seeds = before["recent, 1/2"]["ndcg@10_of_seeds"]
+  before["recent, 1/2"]["equal_time"] = {"seeds": [1, 3], "ndcg@10_of_seeds": of_seeds}
   for seed in (2, 4):  # of the fourth there is no dense run
     save_run(then, recent, seed, rng.integers(0, 20, 200))
   merged = collecting.merge(stored, collecting.collect(then, [dense, recent], {}, {}, stored))
@@ -421,6 +422,8 @@ def test_at_equal_time_dense_has_seen_fewer_samples(tmp_path):
   stored = list(by_name.values())
   again = {run["name"]: run for run in collecting.collect(trainings, [dense, row], {}, {}, stored)}
   assert again[row.name]["equal_time"] == equal  # a comparison of the file is kept where none can be made
+  equal["ndcg@10_of_seeds"] = [0.5]  # of a run that is gone
+  assert all("equal_time" not in run for run in collecting.collect(trainings, [dense, row], {}, {}, stored))
   shorter = dataclasses.replace(trainings, length="5 epochs")
   results.ranks_path(shorter.workdir(dense, 1).evaluation("test")).unlink()
   assert all("equal_time" not in run for run in found(0.3, 0.32))  # a single seed needs ranks of users

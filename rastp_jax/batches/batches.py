@@ -94,8 +94,8 @@ class TrainingBatches:
       groups = self._sampler.groups
       if groups < run_length:
         raise InputError(
-          f"config.data.mix_users=False makes at most one batch of each data.users_per_draw={config.users_per_draw} "
-          f"users, {groups} of {config.dataset}, but train.steps_per_dispatch={run_length} batches are trained on at "
+          f"config.data.mix_users=False makes at most one batch of data.users_per_draw={config.users_per_draw} users, "
+          f"for {config.dataset} {groups} in all, but train.steps_per_dispatch={run_length} batches are trained on at "
           "once: lower one of these two settings."
         )
       self._groups_per_batch = max(1, min(round(batch_size * groups / counts[0]), groups // run_length))

@@ -97,7 +97,7 @@ def collect(
     }
     if row.name != DENSE:
       equal_time = _at_equal_time(mine, row, dense, timed[row.name]) if row.name in timed else None
-      run |= _of_more_seeds(equal_time, earlier.get("equal_time"))
+      run |= _of_more_seeds(equal_time, earlier.get("equal_time"), of_seeds)
     control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
     compared = None if control is None else difference(mine.group(control), group)
     if control is not None and compared is not None:
@@ -186,10 +186,14 @@ def _as_it_ran(one: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any
   return one
 
 
-def _of_more_seeds(found: dict[str, Any] | None, before: dict[str, Any] | None) -> dict[str, Any]:
-  """The comparison at equal time of now, or that of the file where it has more seeds, or none."""
+def _of_more_seeds(
+  found: dict[str, Any] | None, before: dict[str, Any] | None, of_seeds: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """The comparison at equal time of now, or that of the file where it has more seeds of the same runs, or none."""
+  now = {one["seed"]: one["ndcg@10"] for one in of_seeds}
   if before is not None and (found is None or len(before["seeds"]) > len(found["seeds"])):
-    found = before
+    same = all(now[seed] == value for seed, value in zip(before["seeds"], before["ndcg@10_of_seeds"], strict=True))
+    found = before if same else found
   return {} if found is None else {"equal_time": found}
 
 
