@@ -150,6 +150,7 @@ def test_ties_are_those_that_rise_and_only_they_are_shuffled():
   assert ties.tied_share(0.7) == pytest.approx(0.4) and ties.tied_share(0.4) == 0.0
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_every_recommender(tmp_path):
   data = f"--config.data.data_dir={tmp_path / 'data'}"
   code, _, said = command("rastp_jax.prepare", "--config=configs/tiny.py", data)

@@ -73,6 +73,7 @@ def test_nothing_but_results_goes_to_stdout(capsys):
   assert not told.out and "padded_dense: compiled for " in told.err
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_after_each_part(monkeypatch):
   config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, bucket_lengths=(29,)))
   monkeypatch.setattr(parts.runs, "load_data", lambda _: make_data())
@@ -191,6 +192,7 @@ def test_generated_codes_are_unique_and_in_range():
   assert codes[:, 3].max() >= 2  # 5,000 draws from 4,096 collide
 
 
+@pytest.mark.slow
 def test_a_childs_memory_is_its_own():
   ballast = np.ones(1 << 27)  # 1.07 GB in this process, which the child must not count
   cost = cost_of_transitions(1000, (16, 16))

@@ -197,6 +197,7 @@ def test_of_several_that_come_at_once_one_gets_the_lock(server, monkeypatch):
   assert len(held) == 1 and len(refused) == 3
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(
   server, reference, tmp_path, monkeypatch, capsys
 ):
@@ -247,6 +248,7 @@ def test_what_others_write_until_a_run_has_the_lock_is_kept(server):
     pass
 
 
+@pytest.mark.slow
 def test_weights_are_imported_into_a_bucket(server, published_run):
   saved, weights = runs.load_model(published_run), np.load(published_run.parent / "weights.npz")
   given = saved.config, saved.histories, saved.semantic_ids, weights, "gs://bucket/runs/published", "weights.npz"
@@ -273,6 +275,7 @@ def test_an_import_into_a_bucket_that_was_killed_is_not_trained(server, publishe
     trainer.train(make_setup(*given), Workdir("gs://bucket/published"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(server):
   workdir = "gs://bucket/run"
   training.run(workdir, train__keep_checkpoints=2)
@@ -285,6 +288,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(server):
   assert training.newest(workdir) == 12 and list(training.logged(workdir)) == [3, 6, 9, 12]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_that_is_stopped_in_its_last_validation_ends_elsewhere(server):
   """The progress of its last checkpoint is written twice."""
   validated = []

@@ -51,6 +51,7 @@ def weights(workdir):
   return jax.tree.map(np.asarray, restored.params)
 
 
+@pytest.mark.slow
 def test_a_teacher_and_random_budgets_resume_exactly(tmp_path):
   """Two runs of six steps, one of them interrupted after three: the same weights."""
   length: dict[str, Any] = {"train__length": "6 steps", "train__checkpoint_every": "3 steps"}

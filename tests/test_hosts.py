@@ -48,6 +48,7 @@ def one(tmp_path_factory, cache):
   return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(tmp_path, cache, one):
   two = tmp_path / "run"
   # Not forks, which would hash strings alike.
@@ -62,6 +63,7 @@ def test_two_processes_compute_what_one_does(tmp_path, cache, one):
   assert "samples/s" in log(two, 0).read_text() and "samples/s" not in log(two, 1).read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_recommend_what_one_does(tmp_path, cache, published_run):
   one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
   arguments = ["--split=test", "-k", "3", f"--workdir={published_run}", f"--output={two}", "--shards=3"]
@@ -114,6 +116,7 @@ def test_processes_with_different_settings_or_data_stop(tmp_path, cache):
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_other_within_a_minute(tmp_path, cache):
   workdir = tmp_path / "run"
   long = ("--set=train__length=1000000 steps", "--set=train__checkpoint_every=5 steps")
@@ -130,6 +133,7 @@ def test_a_lost_process_ends_the_other_within_a_minute(tmp_path, cache):
   assert "error: Process 0 lost another process of this run (" in text or "another task died" in text
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on(tmp_path, cache, one):
   workdir = tmp_path / "run"
   long = ("--set=train__log_every=1 steps", "--set=train__length=40 steps", "--set=train__eval_every=40 steps")

@@ -64,6 +64,7 @@ def test_bucket_lengths_may_be_left_to_the_data(saved, weights, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, nnx.state(again.model), nnx.state(saved.model))
 
 
+@pytest.mark.slow
 def test_a_run_with_open_bucket_lengths_trains_on(saved, weights, tmp_path):
   changes = [("data.bucket_lengths", ()), ("data.num_buckets", 1), ("train.schedule", "constant")]
   changes += [("train.warmup", "1 steps")]

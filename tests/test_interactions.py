@@ -279,6 +279,7 @@ def test_the_documented_example(tmp_path):
   assert {"user": "items"} | {user: ", ".join(items) for user, items in read_back(data).items()} == told
 
 
+@pytest.mark.slow
 def test_the_documented_commands_run_to_the_last(tmp_path):
   """Every command of docs/your_data.md, in its order, in a directory that holds nothing but its files."""
   text = (ROOT / "docs" / "your_data.md").read_text()

@@ -31,6 +31,11 @@ def test_scripts_are_clean():
   assert done.returncode == 0, done.stdout.decode()
 
 
+def test_slow_tests_are_left_to_ci():
+  assert '-m "not slow"' in (ROOT / "launch" / "test.sh").read_text()
+  assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec bash launch/test.sh --all"
+
+
 @pytest.mark.parametrize("name", DRY_RUNS)
 def test_dry_runs_print_every_command(name, tmp_path):
   """Regenerate with: python tests/test_launch.py"""

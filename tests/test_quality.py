@@ -1,7 +1,6 @@
 """The table of quality: what is chosen where, and what its rows say."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -131,8 +130,13 @@ def test_anchors_come_with_the_settings_that_validation_chose(tmp_path):
   values = {"minutes": 2.0, "test": metrics, "test, history excluded": {name: 0.2 for name in quality.METRICS}}
   models = {"counts": {**values, "settings": {**settings, "last_items": 5}}}
   file = tmp_path / "baselines_toys.json"
-  file.write_text(json.dumps({"models": models, "command": "python -m that", "machine": {"device_kind": "cpu"}}))
-  rows, counts = quality.anchors("toys", file)
+  written = {"models": models, "command": "python -m that", "machine": {"device_kind": "cpu"}}
+  files.write_json(file, written)
+  rows, counts = quality.anchors("toys", file, "f" * 64)
   assert [(row["exclude_history"], row["recall@10"]) for row in rows] == [(False, 0.1), (True, 0.2)]
   assert rows[0]["devices"] == ["cpu"]
   assert counts == {f"counts.{name}": value for name, value in {**settings, "last_items": 5}.items()}
+  files.write_json(file, {**written, "dataset_fingerprint": "f" * 64})
+  assert quality.anchors("toys", file, "f" * 64) == (rows, counts)
+  with pytest.raises(InputError, match=r"measured on toys as it was prepared then \(f{12}\), not as it is now \(e{12}"):
+    quality.anchors("toys", file, "e" * 64)

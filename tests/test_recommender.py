@@ -126,6 +126,7 @@ def test_a_catalogue_smaller_than_k_is_recommended_whole(ours):
   assert {item.item_id for item in answer} == {str(row + 1) for row in range(50)} and len(answer) == 50
 
 
+@pytest.mark.slow
 def test_k_is_at_most_the_catalogue_and_few_widths_are_compiled(saved, ours, monkeypatch):
   history = ["1", "2", "3"]
   known = {k: ours.recommend([history], k=k)[0] for k in (3, 10, 20, 50)}

@@ -177,6 +177,7 @@ def test_every_run_but_a_short_one_logs_twenty_times(steps, lines):
   assert -(-steps // plan.log_every) == lines
 
 
+@pytest.mark.slow
 def test_minutes_count_training_only_and_survive_restarts(tmp_path, monkeypatch):
   """On a clock by which a batch takes 0.05 s and an evaluation 100 s, of which only the former is training."""
   now = [0.0]
@@ -244,6 +245,7 @@ def test_resume_is_exact_and_compiles_once_a_bucket(tmp_path):
   assert ours["step_bytes"] > 4 * ours["parameters"] * 4  # parameters, two moments, gradient
 
 
+@pytest.mark.slow
 def test_many_steps_a_dispatch_are_the_same_steps(tmp_path, monkeypatch):
   """Stacked batches give bit for bit what one after the other gives, and resume as exactly.
 
@@ -314,6 +316,7 @@ def tear(directory):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_killed_process_goes_on(tmp_path):
   """kill -9, at moments that hit saving too; what is logged in the end equals an uninterrupted run's."""
   script = (
@@ -374,6 +377,7 @@ def test_early_stopping_keeps_the_best(tmp_path):
 # Devices, precision, accumulation
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_does(tmp_path, reference):
   run(tmp_path, mesh=sharding.make_mesh())
   one, eight = logged(reference), logged(tmp_path)
@@ -497,14 +501,15 @@ def test_several_processes_are_not_timed_by_the_clock(monkeypatch):
 
 
 def test_bucket_lengths_left_open_are_chosen_and_recorded(tmp_path):
-  assert run(tmp_path, data__bucket_lengths=(), train__length="5 steps").step == 5
+  left_open = {"data__bucket_lengths": (), "data__num_buckets": 2}
+  assert run(tmp_path, **left_open, train__length="5 steps").step == 5
   chosen = Workdir(tmp_path).read_config().data.bucket_lengths
   histories, _ = make_data()
-  assert chosen == bucket_lengths(make_config(data__bucket_lengths=()).data, histories) and len(chosen) > 1
-  assert run(tmp_path, data__bucket_lengths=(), train__length="7 steps").step == 7
-  assert run(tmp_path, data__bucket_lengths=chosen, train__length="9 steps").step == 9
+  assert chosen == bucket_lengths(make_config(**left_open).data, histories) and len(chosen) > 1
+  assert run(tmp_path, **left_open, train__length="7 steps").step == 7
+  assert run(tmp_path, **left_open | {"data__bucket_lengths": chosen}, train__length="9 steps").step == 9
   with pytest.raises(InputError, match=r"holds a run with config.data.bucket_lengths=\(.*\), not \(6,\): resume it"):
-    run(tmp_path, data__bucket_lengths=(6,))
+    run(tmp_path, **left_open | {"data__bucket_lengths": (6,)})
   assert Workdir(tmp_path).read_config().data.bucket_lengths == chosen
 
 

@@ -13,6 +13,7 @@ import pathlib
 
 from absl import flags
 
+from rastp_jax.data.prepared import open_prepared
 from rastp_jax.evaluation import published_results
 from rastp_jax.experiments import quality_runs
 from rastp_jax.experiments.checks import check_known
@@ -46,7 +47,8 @@ def main() -> None:
   kept = json.loads(output.read_text())["rows"] if output.exists() else []
   for dataset in _DATASETS.value:
     _prepare(dataset)
-    found, counts = quality_runs.anchors(dataset, _anchors_file(dataset))
+    fingerprint = open_prepared(_DATA_DIR.value, dataset).fingerprint
+    found, counts = quality_runs.anchors(dataset, _anchors_file(dataset), fingerprint)
     for model in _MODELS.value:
       trained = of(dataset, model)
       run_all([[trained.train(seed)] for seed in seeds], _AT_ONCE.value)

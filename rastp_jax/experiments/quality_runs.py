@@ -148,9 +148,24 @@ def settings_of_rows(chosen: Mapping[str, Any], counts: Mapping[str, Any]) -> di
   }
 
 
-def anchors(dataset: str, file: pathlib.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """Rows of the anchors, from what `experiment baselines` wrote, and the settings that validation chose for counts."""
+def anchors(dataset: str, file: pathlib.Path, fingerprint: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """Rows of the anchors, from what `experiment baselines` wrote, and the settings that validation chose for counts.
+
+  Args:
+    dataset: its name.
+    file: what was written.
+    fingerprint: of the prepared dataset that the models are trained on.
+
+  Raises:
+    InputError: the file cannot be read, or is of a dataset that was prepared otherwise.
+  """
   found = files.read_json(file, "run `python -m rastp_jax.experiment baselines` again")
+  before = found.get("dataset_fingerprint", fingerprint)  # older files do not say
+  if before != fingerprint:
+    raise InputError(
+      f"{file} was measured on {dataset} as it was prepared then ({before[:12]}), not as it is now "
+      f"({fingerprint[:12]}): {_AGAIN}, or give --output in another directory."
+    )
   rows = []
   for model, values in found["models"].items():
     for excluded in (False, True):

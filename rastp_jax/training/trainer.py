@@ -179,8 +179,9 @@ def train(
     checkpoints.wait()
     result = TrainResult(step, clock.seconds, best, stop or reason, interrupted=bool(stop))
     if jax.process_index() == 0 and not stop:
-      step_bytes = max((device_bytes(program) for program in programs.values()), default=0)
-      files.write_json(workdir.summary, {**_summary(result, setup, progress.samples), "step_bytes": step_bytes})
+      # Unknown to a run whose steps were all done when it went on: it has compiled none.
+      measured = {"step_bytes": max(map(device_bytes, programs.values()))} if programs else {}
+      files.write_json(workdir.summary, {**_summary(result, setup, progress.samples), **measured})
   if stop:
     terminal.say(f"Interrupted: {stop}; step {step:,} is saved, and the same command goes on from there.")
     return result
