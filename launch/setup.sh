@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# As many images set it; each command would then compile all that it imports again, three seconds and more.
+unset PYTHONDONTWRITEBYTECODE
 build="${JAX_BUILD:-cpu}"
 
 # Installs what a file lists, and further packages, unless that has been done.

@@ -31,6 +31,21 @@ def test_scripts_are_clean():
   assert done.returncode == 0, done.stdout.decode()
 
 
+def test_what_is_imported_is_compiled_once(tmp_path):
+  """Also where the environment says that Python writes no bytecode."""
+  (tmp_path / "launch").mkdir()
+  shutil.copy(ROOT / "launch" / "setup.sh", tmp_path / "launch")
+  (tmp_path / "requirements.txt").touch()
+  subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+  empty = "e3b0c44298fc1c14"  # the checksum's beginning
+  (tmp_path / ".venv" / f".installed-cpu-{empty}").touch()
+  (tmp_path / "imported.py").touch()
+  script = "source launch/setup.sh && .venv/bin/python -c 'import imported'"
+  environment = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+  subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True)
+  assert len(list(tmp_path.glob("__pycache__/imported.*.pyc"))) == 1
+
+
 def test_slow_tests_are_left_to_ci():
   assert '-m "not slow"' in (ROOT / "launch" / "test.sh").read_text()
   assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec bash launch/test.sh --all"
