@@ -160,7 +160,7 @@ def anchors(dataset: str, file: pathlib.Path, fingerprint: str) -> tuple[list[di
     InputError: the file cannot be read, or is of a dataset that was prepared otherwise.
   """
   found = files.read_json(file, "run `python -m rastp_jax.experiment baselines` again")
-  before = found.get("dataset_fingerprint", fingerprint)  # older files do not say
+  before = found.get("dataset_fingerprint") or fingerprint  # older files do not say
   if before != fingerprint:
     raise InputError(
       f"{file} was measured on {dataset} as it was prepared then ({before[:12]}), not as it is now "
