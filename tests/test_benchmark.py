@@ -103,6 +103,7 @@ def test_variants_differ_in_lengths_and_reduction_alone():
     assert dataclasses.replace(variant, data=CONFIG.data, reduction=CONFIG.reduction) == CONFIG
 
 
+@pytest.mark.slow
 def test_training_results_follow_from_the_timings(result):
   for name, found in result["training"].items():
     steps = sum(shape["batches_an_epoch"] for shape in found["shapes"])
@@ -128,6 +129,7 @@ def test_on_a_gpu_products_are_counted_before_xla_hands_them_to_a_library(monkey
   assert costs(lowered, program, mesh) == (None, None)
 
 
+@pytest.mark.slow
 def test_what_a_device_does_not_tell_is_left_out(result):
   unknown = {"flops_a_sample": None, "bytes_a_sample": None}
   found = result["training"]["padded_dense"] | unknown
@@ -138,10 +140,12 @@ def test_what_a_device_does_not_tell_is_left_out(result):
   assert "samples/s" in text and "MFLOP" not in text
 
 
+@pytest.mark.slow
 def test_a_run_needs_one_program_per_bucket(result):
   assert result["input"]["compiles"] == result["input"]["buckets"] == 2
 
 
+@pytest.mark.slow
 def test_ratios_are_of_the_runs_own_measurements(result):
   found = result["training"]["padded_dense"]
   training = {
@@ -170,6 +174,7 @@ def test_ratios_are_of_the_runs_own_measurements(result):
   assert "bucketed_keep50" in text and "2000 items" in text and "MFU" not in text  # a CPU has no known peak
 
 
+@pytest.mark.slow
 def test_intervals_tell_drift_from_difference(result):
   def timed(*seconds_of_shapes):
     shapes = [{"batches_an_epoch": 1 + index, "seconds": seconds} for index, seconds in enumerate(seconds_of_shapes)]

@@ -225,6 +225,7 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(
   assert str(Workdir(workdir)) == workdir and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_others_write_until_a_run_has_the_lock_is_kept(server):
   """Its copy of the directory is made again, but for what this process has written since."""
   workdir = Workdir("gs://bucket/run")

@@ -99,6 +99,7 @@ def follow(recipe: str, root: pathlib.Path) -> set[str]:
   return touched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heading", CHECKS)
 def test_a_recipe_works_and_touches_two_files(heading, tmp_path):
   for folder in ("rastp_jax", "configs"):

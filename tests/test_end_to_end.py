@@ -13,7 +13,13 @@ from tests.helpers.synthetic_recall import popularity_recall
 # The documented commands are about Beauty, whose files are not here.
 BEAUTY, GENERATED = "configs/beauty.py:cpu", "configs/tiny.py"
 LENGTH = "0.8 epochs"  # of 118 steps: from 100 on there are 20 log lines
-SMALL = ("--config.train.eval_users=200", "--config.data.max_items=4", "--config.data.num_buckets=1")
+SMALL = (
+  "--config.model.encoder_blocks=1",
+  "--config.model.decoder_blocks=1",
+  "--config.data.max_items=4",
+  "--config.data.num_buckets=1",
+  "--config.train.eval_users=200",
+)
 
 
 def documented(language: str) -> str:

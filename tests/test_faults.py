@@ -119,9 +119,8 @@ def test_a_signal_just_before_an_evaluation_leaves_it_for_the_next_start(tmp_pat
   assert run(tmp_path, evaluate, train__eval_every="2 steps").step == 12 and len(evaluated) == 6
 
 
-@pytest.mark.parametrize(
-  "stopped", [pytest.param("in the last step", marks=pytest.mark.slow), "in the last validation"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", ["in the last step", "in the last validation"])
 def test_a_run_that_is_stopped_at_its_end_finishes_at_the_next_start(tmp_path, monkeypatch, capsys, stopped):
   """Its last step is saved before the last validation, which is the best, and again after it."""
   settings = {"train__eval_every": "5 steps", "train__keep_checkpoints": 1, "train__length": "10 steps"}
@@ -279,6 +278,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, capsys):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved_params(tmp_path).params))
 
 
+@pytest.mark.slow
 def test_too_many_of_them_in_a_row_stop_the_run_with_the_weights_of_before(tmp_path):
   with pytest.raises(
     InputError, match=r"NaN or infinite from step 6 to 9, more than config.train.max_nonfinite_steps=2 .* as step 12 in"

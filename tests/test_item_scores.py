@@ -180,14 +180,14 @@ def test_vectors_begin_as_what_users_take_together_and_are_read_with_the_history
   assert set(np.flatnonzero((gradient != 0).any(axis=1))) == set(read[read >= 0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["set", pytest.param("vectors", marks=pytest.mark.slow)])
 def test_a_run_trains_them_and_resumes(kind, tmp_path):
   run(tmp_path / "run", train__length="6 steps", model__item_scores=kind)
   again = run(tmp_path / "run", train__length="6 steps", model__item_scores=kind)
   assert again.step == 6 and "loss_items" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_evaluation_recommendation_and_export_agree(share, tmp_path):
   saved, items = with_scores("vectors", share, repeats=share == 0.5)
   if share == 0.5:

@@ -98,6 +98,7 @@ def saved():
   return SavedModel(config, histories, ids, (6,), mesh, model, 0)
 
 
+@pytest.mark.slow
 def test_costs_fall_with_the_budget(saved):
   rows = choose(["recent", "item_mean", "rastp"], ROWS)
   costs = cost.encoder_flops(saved.config, saved.histories, saved.semantic_ids, rows)

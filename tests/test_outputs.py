@@ -193,6 +193,7 @@ def test_codes_are_not_replaced_by_what_is_said_about_them(tmp_path):
   assert (tmp_path / "codes.json").read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_recommend_writes_to_standard_output_and_nothing_else_there(published_run, tmp_path):
   (tmp_path / "in.jsonl").write_text(LINE)
   flags = [f"--workdir={published_run}", f"--input={tmp_path / 'in.jsonl'}", "--output=-", "-k", "3"]

@@ -500,6 +500,7 @@ def test_several_processes_are_not_timed_by_the_clock(monkeypatch):
 # Bucket lengths, and what earlier versions wrote
 
 
+@pytest.mark.slow
 def test_bucket_lengths_left_open_are_chosen_and_recorded(tmp_path):
   left_open = {"data__bucket_lengths": (), "data__num_buckets": 2}
   assert run(tmp_path, **left_open, train__length="5 steps").step == 5

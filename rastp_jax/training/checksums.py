@@ -1,7 +1,7 @@
 """Checksums of arrays, taken on the devices that hold them: the same however the arrays are split over a mesh."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ def take(tree: Any) -> dict[str, int]:
     tree: nested dict of arrays of 32-bit elements, all on one mesh.
   """
   paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-  sums = _program(NamedSharding(leaves[0].sharding.mesh, PartitionSpec()))(list(leaves))
-  return {name(path): int(value) for path, value in zip(paths, jax.device_get(sums), strict=True)}
+  checksum = _program(NamedSharding(leaves[0].sharding.mesh, PartitionSpec()))
+  sums = jax.device_get([checksum(leaf) for leaf in leaves])
+  return {name(path): int(value) for path, value in zip(paths, sums, strict=True)}
 
 
 def name(path: Any) -> str:
@@ -40,10 +41,12 @@ def verify(tree: Any, saved: Mapping[str, int] | None) -> None:
 
 
 @functools.lru_cache
-def _program(everywhere: NamedSharding):
-  def checksum(x):
+def _program(everywhere: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+  """The checksum of one array: compiled once a shape. A model has few of them, and one program of all would be long."""
+
+  def checksum(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
     return jnp.sum(lowbias32(bits ^ lowbias32(index)), dtype=jnp.uint32)
 
-  return jax.jit(lambda leaves: jnp.stack([checksum(leaf) for leaf in leaves]), out_shardings=everywhere)
+  return jax.jit(checksum, out_shardings=everywhere)
