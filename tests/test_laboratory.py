@@ -22,6 +22,7 @@ from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
 from rastp_jax.experiments.lab.training import Trainings
 from rastp_jax.experiments.tiny import make_config, make_data
 from rastp_jax.model.factory import make_model
+from rastp_jax.model.layers import EncoderBlock
 from rastp_jax.reduction import schedule
 from rastp_jax.reduction.methods import REDUCTIONS
 from rastp_jax.reduction.tokens import ItemLayout
@@ -142,20 +143,40 @@ def test_what_needs_training_is_not_screened():
   assert not names & {DENSE, "item_query, before block 0", "rastp, taught by dense, 1/2", "rastp, random budgets, 1/2"}
 
 
-def test_oracles_are_what_they_say(saved):
-  """Cross-attention sums to one per query and head; the gradient's score is what NLL loses to first order."""
+def test_oracles_are_what_they_say(saved, monkeypatch):
+  """Cross-attention sums to one per query and head; the gradient is that of adding something to block 0's states."""
   screen = Screen(saved, users=10)
   (batch, real), *_ = screen._batches
   graph, params = nnx.split(saved.model)
-  seen = lambda function: np.asarray(jax.jit(lambda params: function(nnx.merge(graph, params), batch))(params))
+
+  def seen(function):
+    return jax.tree.map(np.asarray, jax.jit(lambda params: function(nnx.merge(graph, params), batch))(params))
+
   mass, mask = seen(oracles.cross_attention), seen(lambda model, batch: model.encode(batch["history"]).mask)
   config = saved.config.model
   np.testing.assert_allclose(
     mass[:real].sum(1), config.decoder_blocks * config.num_heads * len(saved.model.widths), rtol=1e-5
   )
   assert (mass[:real][~mask[:real]] == 0).all()
-  score = seen(oracles.gradient)
-  assert score.shape == mask.shape and (score[:real][mask[:real]] > 0).any() and np.isfinite(score).all()
+  score, block = seen(oracles.gradient), EncoderBlock.__call__
+
+  def nll(added, model):
+    states = []
+
+    def with_added(self, *arguments):
+      hidden, known = block(self, *arguments)
+      states.append(hidden)
+      return hidden + added * (len(states) == 1), known
+
+    monkeypatch.setattr(EncoderBlock, "__call__", with_added)
+    return oracles.likelihood(model, model.encode(batch["history"]), batch["target"]).sum(), states[0]
+
+  added = np.zeros((*mask.shape, config.d_model), np.float32)
+  gradient, states = seen(lambda model, batch: jax.grad(nll, has_aux=True)(added, model))
+  monkeypatch.undo()
+  by_hand = np.linalg.norm(gradient, axis=-1) * np.linalg.norm(states, axis=-1)
+  np.testing.assert_allclose(score, by_hand, rtol=1e-4, atol=1e-7)
+  assert (by_hand[:real][mask[:real]] > 0).all()
   rows = oracle_rows()
   kept = screen.see(rows["oracle, gradient, 1/2"])
   assert kept.users == screen.see(choose(["recent, 1/2"], ROWS)[1]).users and kept.tokens < 0.8
@@ -340,6 +361,41 @@ def test_seeds_that_were_trained_elsewhere_count(tmp_path, capsys):
   )
 
 
+def test_the_control_is_the_nearest_of_the_file_over_all_seeds_of_the_row(tmp_path):
+  """Also where some of the row's seeds were trained elsewhere, or the control itself."""
+  rng, names = np.random.default_rng(0), (DENSE, "recent, 1/2", "recent, 1/4", "rastp, 1/2")
+  dense, half, quarter, rastp = rows = [ROWS[name] for name in names]
+  costs = {DENSE: 1.0, half.name: 0.7, quarter.name: 0.6, rastp.name: 0.71}
+  first, then = (
+    Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (2,), str(tmp_path / place))
+    for place in ("gone", "here")
+  )
+  for row, seeds in ((dense, (1, 2, 3)), (half, (1, 2)), (quarter, (1, 2, 3)), (rastp, (1, 3))):
+    for seed in seeds:
+      save_run(first, row, seed, rng.integers(0, 20, 200))
+  stored = collecting.merge([], collecting.collect(first, rows, costs, {}))
+  found = {run["name"]: run for run in stored}
+  assert (found[rastp.name]["control"], found[rastp.name]["control_interval_over"]) == (quarter.name, "users")
+  save_run(then, rastp, 2, rng.integers(0, 20, 200))
+  stored = collecting.merge(stored, collecting.collect(then, rows, costs, {}, stored))
+  found = {run["name"]: run for run in stored}
+
+  def check(control):
+    ours, theirs = (found[name]["ndcg@10_of_seeds"] for name in (rastp.name, control))
+    expected = paired_seeds("ndcg@10", theirs, ours)
+    assert found[rastp.name]["seeds"] == [1, 2, 3] and found[rastp.name]["control"] == control
+    assert found[rastp.name]["control_difference"] == expected.value
+    assert found[rastp.name]["control_difference_high"] == expected.high
+    assert found[rastp.name]["control_interval_over"] == "seeds"
+
+  check(quarter.name)  # the nearer one lacks a seed
+  save_run(then, half, 3, rng.integers(0, 20, 200))
+  stored = collecting.merge(stored, collecting.collect(then, rows, costs, {}, stored))
+  found = {run["name"]: run for run in stored}
+  check(half.name)
+  assert collecting.merge(stored, []) == stored
+
+
 def test_a_metric_that_was_not_asked_for_stays_open(tmp_path):
   trainings = Trainings(("--config=configs/tiny.py",), "synthetic", "train", "1 epochs", (1, 2), str(tmp_path))
   for seed in (1, 2):
@@ -484,11 +540,12 @@ def test_the_page_shows_everything_plots_first():
   assert "prefers-color-scheme:dark" in html and "width=device-width" in html
   for rows in shown.tables.values():
     assert len(rows) > 1 and all(len(row) == len(rows[0]) for row in rows)
-  assert set(shown.files) == {"beauty_c_train_flops", "inside"}
+  assert [row[table[0].index("to recent of nearest FLOPs (its FLOPs)")] for row in table[1:]].count("-3.3% (0.74)") == 1
+  assert set(shown.files) == {"beauty_c_train_flops", "c_inside"}
   stored["runs"] = [
     run | {"config": config} for run in stored["runs"] for config in ("configs/beauty.py:cpu", "b.py:x,y")
   ]
-  assert set(page.make(stored).files) == {"beauty_cpu_train_flops", "beauty_b_x_y_train_flops", "inside"}
+  assert set(page.make(stored).files) == {"beauty_cpu_train_flops", "beauty_b_x_y_train_flops", "c_inside"}
   for svg in shown.files.values():
     xml.etree.ElementTree.fromstring(svg)
 

@@ -422,6 +422,16 @@ def test_item_mean_after_a_drop_pools_what_is_left():
   np.testing.assert_array_equal(pooled.slot, [[0, 0, 1, 1, 1, 2]])
 
 
+def test_items_are_pooled_also_where_few_tokens_are_left():
+  """The newest five tokens are one item: they are pooled, though the whole history has more items than that."""
+  settings = ReductionConfig(method="recent+item_mean", after_block=(0, 1), keep_tokens=(5, 1))
+  _, (dropped, pooled) = stages_of(settings, make_history())
+  left = np.asarray(dropped.after.mask).sum(1)
+  np.testing.assert_array_equal(left, [5 * (items > 0) for items in LENGTHS])
+  np.testing.assert_array_equal(np.asarray(pooled.after.mask).sum(1), left // 5)
+  np.testing.assert_array_equal(np.asarray(pooled.after.sizes)[:, 0], left)
+
+
 @pytest.mark.parametrize("name", SOFT_SLOTS)
 def test_slots_have_weights_for_every_budget(name):
   """A budget above them is refused; with as many as are asked for the model runs."""
@@ -496,6 +506,10 @@ def test_methods_are_refused_where_another_setting_takes_what_they_need(name, ot
     (ReductionConfig(after_block=(0,), keep_ratio=(0.01,)), 40, {0: 1}),
     (ReductionConfig(method="none"), 150, {}),
     (ReductionConfig(method="item_mean", after_block=(-1,)), 150, {-1: 30}),
+    (ReductionConfig(method="recent+item_mean", after_block=(0, 1), keep_ratio=(0.5, 1.0)), 100, {0: 50, 1: 20}),
+    (ReductionConfig(method="recent+item_mean", after_block=(0, 1), keep_ratio=(0.1, 1.0)), 100, {0: 10, 1: 10}),
+    (ReductionConfig(method="item_sum", after_block=(-1, 0), keep_ratio=(1.0, 1.0)), 100, {-1: 20}),
+    (ReductionConfig(method="item_mean+coarse_by_age", after_block=(-1, 0), keep_ratio=(1.0, 1.0)), 20, {-1: 4}),
   ],
 )
 def test_budgets(settings, length, expected):

@@ -20,29 +20,31 @@ from rastp_jax.reduction.tokens import Evidence, ItemLayout, Seen, Tokens
 
 P, K, D, H, E = 5, 8, 6, 2, 3  # positions per item, budget, widths
 ITEMS = (4, 2, 1, 0)  # more than K tokens twice, fewer, none
-LENGTH = max(ITEMS) * P
+# Rules that begin at an age of 15, or for a budget of two anchors and more.
+LONG = {"items": (17, 4, 2, 0), "budget": 40}
+OF_LONG = {"quota_by_age": LONG, "hiprune": LONG, "coarse_by_age": LONG}
 
 
-def make_seen(note=False, **settings):
+def make_seen(note=False, items=ITEMS, budget=K, **settings):
   """Random states and evidence of four rows."""
-  rng = np.random.default_rng(0)
-  mask = np.arange(LENGTH) < P * np.asarray(ITEMS)[:, None]
-  normal = lambda *shape: jnp.asarray(rng.normal(size=(len(ITEMS), *shape)).astype(np.float32))
-  logits = np.where(mask[:, None, None, :], np.asarray(normal(H, LENGTH, LENGTH)), -1e30)
+  rng, length = np.random.default_rng(0), max(items) * P
+  mask = np.arange(length) < P * np.asarray(items)[:, None]
+  normal = lambda *shape: jnp.asarray(rng.normal(size=(len(items), *shape)).astype(np.float32))
+  logits = np.where(mask[:, None, None, :], np.asarray(normal(H, length, length)), -1e30)
   attention = jax.nn.softmax(jnp.asarray(logits), axis=-1)
-  states = {name: normal(LENGTH, D) for name in ("before", "normed", "attended", "mlp_normed", "transformed", "after")}
-  heads = {name: normal(LENGTH, H, E) for name in ("queries", "keys", "values")}
+  states = {name: normal(length, D) for name in ("before", "normed", "attended", "mlp_normed", "transformed", "after")}
+  heads = {name: normal(length, H, E) for name in ("queries", "keys", "values")}
   evidence = Evidence(attention=attention, attention_dropped=attention, **states, **heads)
-  positions = jnp.arange(LENGTH, dtype=jnp.int32)[None]
-  tokens = Tokens(states["after"], jnp.asarray(mask), positions, note=jnp.abs(normal(LENGTH)) if note else None)
-  return Seen(tokens, evidence, ItemLayout(P - 1, True), ReductionConfig(keep_tokens=(K,), **settings), K)
+  positions = jnp.arange(length, dtype=jnp.int32)[None]
+  tokens = Tokens(states["after"], jnp.asarray(mask), positions, note=jnp.abs(normal(length)) if note else None)
+  return Seen(tokens, evidence, ItemLayout(P - 1, True), ReductionConfig(keep_tokens=(budget,), **settings), budget)
 
 
 def rows_of(seen):
   """Of every row what belongs to its real tokens, in float64."""
   double = lambda x, row, n: np.asarray(x[row], np.float64)[:n]
-  for row, items in enumerate(ITEMS):
-    n = items * P
+  for row, n in enumerate(np.asarray(seen.tokens.mask).sum(1).tolist()):
+    items = n // P
     facts: dict[str, Any] = {
       name: double(getattr(seen.evidence, name), row, n)
       for name in Evidence.__dataclass_fields__
@@ -53,7 +55,14 @@ def rows_of(seen):
     facts["x"] = double(seen.tokens.hidden, row, n)
     facts["note"] = None if seen.tokens.note is None else double(seen.tokens.note, row, n)
     place = np.arange(n)
-    facts |= {"n": n, "items": items, "item": place // P, "level": place % P, "age": items - 1 - place // P}
+    facts |= {
+      "k": seen.budget,
+      "n": n,
+      "items": items,
+      "item": place // P,
+      "level": place % P,
+      "age": items - 1 - place // P,
+    }
     yield row, types.SimpleNamespace(**facts)
 
 
@@ -112,7 +121,7 @@ def flow(r):
 
 def hiprune(r):
   early = received(r) if r.note is None else r.note
-  anchors = [i for i in range(r.n) if rank(early)[i] < max(1, round(0.3 * K / 5))]
+  anchors = [i for i in range(r.n) if rank(early)[i] < max(1, round(0.3 * r.k / 5))]
   score = part(received(r))
   for i in range(r.n):
     near = [a for a in anchors if abs(a - i) == P or (abs(a - i) == 1 and r.item[a] == r.item[i])]
@@ -240,7 +249,7 @@ def test_every_method_has_an_oracle():
 @pytest.mark.parametrize("name", SCORES)
 def test_scores(name, note):
   """The formula token by token, and, where the others are dropped, the best K in their old order."""
-  seen, method = make_seen(note), REDUCTIONS[name]
+  seen, method = make_seen(note, **OF_LONG.get(name, {})), REDUCTIONS[name]
   ours = np.asarray(jax.jit(lambda: method.score(seen))())
   after = jax.jit(lambda: method.reduce(seen))() if method.merge is merge.drop else None
   for row, r in rows_of(seen):
@@ -249,7 +258,7 @@ def test_scores(name, note):
     expected = SCORES[name](r)
     np.testing.assert_allclose(ours[row, : r.n], expected, rtol=2e-5, atol=1e-6)
     if after is not None:
-      kept = sorted(np.argsort(-expected, kind="stable")[:K])
+      kept = sorted(np.argsort(-expected, kind="stable")[: r.k])
       np.testing.assert_array_equal(np.asarray(after.positions)[row][np.asarray(after.mask)[row]], kept)
       np.testing.assert_array_equal(np.asarray(after.hidden)[row, : len(kept)], seen.tokens.hidden[row][np.array(kept)])
 
@@ -416,11 +425,11 @@ def slots(r, logits):
 @pytest.mark.parametrize("name", MERGES)
 def test_merges(name):
   """Each new token is the weighted mean of its members, at its place; it stands for as many as it has."""
-  method, seen = REDUCTIONS[name], make_seen()
+  method, seen = REDUCTIONS[name], make_seen(**OF_LONG.get(name, {}))
   net: Any = None
   if method.learned is not None:
     net = method.learned(ModelConfig(d_model=D), seen.layout, rngs=nnx.Rngs(0))
-  budget = K if method.tokens is None else method.tokens(LENGTH, seen.layout)
+  budget = K if method.tokens is None else method.tokens(seen.tokens.mask.shape[1], seen.layout)
   seen = dataclasses.replace(seen, budget=budget, learned=net)
   after = jax.jit(lambda: method.reduce(seen))()
   positions = np.broadcast_to(after.positions, after.mask.shape)
@@ -476,4 +485,4 @@ def test_nothing_is_a_separator_where_there_are_none():
   seen = dataclasses.replace(make_seen(prune_separators=False), layout=ItemLayout(P, False))
   np.testing.assert_array_equal(scores.separators_first(seen), scores.recent(seen))
   kept = jax.jit(lambda: merge.drop(seen, scores.recent(seen), K))()
-  np.testing.assert_array_equal(kept.positions[0], np.arange(LENGTH - K, LENGTH))
+  np.testing.assert_array_equal(kept.positions[0], np.arange(max(ITEMS) * P - K, max(ITEMS) * P))

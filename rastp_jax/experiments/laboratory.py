@@ -110,6 +110,9 @@ def _screen(rows: list[Row], stored: dict[str, Any], config: Config) -> None:
 def _time(rows: list[Row], stored: dict[str, Any], config: Config) -> None:
   """Training seconds of rows, measured in turns in this process; they replace earlier ones, whose dense was another."""
   name, chosen = _trainings("train", config.data.dataset).config_name, [row for row in rows if row.untrained]
+  for row in rows:
+    if not row.untrained:
+      print(f"{row.name} is not timed: it has weights of its own, or is trained in another way.")
   load = os.getloadavg()[0]
   seconds = cost.training_seconds(config, *runs.load_data(config), chosen, _REPEATS.value)
   about = {

@@ -1,7 +1,8 @@
 """What becomes of the tokens that are not kept: dropped, or merged into those that are.
 
-Every reduction is a non-negative K x L matrix W, and the new states are W times the old ones, rows normalised. Dropping
-is a gather (W one-hot), a hard merge has disjoint rows.
+A reduction is a non-negative K x L matrix W, and the new states are W times the old ones, rows normalised. Dropping
+is a gather (W one-hot), a hard merge has disjoint rows. Two are more than that: `sum_items` scales its means, and
+`learned.pool_by_projection` gives each level of an item a map of its own.
 """
 
 import jax

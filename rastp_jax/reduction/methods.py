@@ -43,6 +43,8 @@ class Method:
       functions.
     options: settings of its own (a dataclass of `config.setting`s), `seen.settings.of(options)`; None without any.
     need: what another setting must be; None where any will do.
+    positions: the value of `reduction.positions` that suits what is left: "original", "item" where a token stands for
+      an item, "none" where it stands for no place. The laboratory trains with it.
   """
 
   summary: str
@@ -57,6 +59,7 @@ class Method:
   learned: Callable[..., Any] | None = None
   options: type | None = None
   need: Need | None = None
+  positions: str = "original"
 
   def reduce(self, seen: Seen) -> Tokens:
     """Shortens L tokens to `seen.budget`."""
@@ -106,7 +109,8 @@ def _no_collision_code(seen: Seen) -> Float[Array, "B L"]:
 
 def _items(summary: str, paper: str, score: Any = _alike, merged: Any = merge.pool_items, **facts: Any) -> Method:
   """A method that leaves one token per item."""
-  return Method(summary, paper, score, merged, **{"kind": "merge", "tokens": _one_per_item, "unchanged": False} | facts)
+  common = {"kind": "merge", "tokens": _one_per_item, "unchanged": False, "positions": "item"}
+  return Method(summary, paper, score, merged, **common | facts)
 
 
 _COLLISION_CODES = Need(
@@ -325,6 +329,7 @@ REDUCTIONS: Mapping[str, Method] = {
     unchanged=False,
     learned=learned.LatentQueries,
     options=learned.LatentOptions,
+    positions="none",
   ),
   "slimming": Method(
     "K slots that a small network fills",
@@ -336,6 +341,7 @@ REDUCTIONS: Mapping[str, Method] = {
     unchanged=False,
     learned=learned.Slimming,
     options=learned.SlimmingOptions,
+    positions="none",
   ),
 }
 

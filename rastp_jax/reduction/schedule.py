@@ -34,17 +34,19 @@ def methods_of(config: ReductionConfig) -> list[Method]:
 def stages(config: ReductionConfig, length: int, layout: ItemLayout) -> Mapping[int, PlannedStage]:
   """The stage after each encoder block that reduces a sequence of `length` positions; block -1: before block 0.
 
-  A share is taken of `length`, as published (`int(150 / 3)`). A stage that would keep everything is left out, so that
-  such a block is an ordinary one.
+  A share is taken of `length`, as published (`int(150 / 3)`). A stage whose budget is not below what is left is left
+  out, so that such a block is an ordinary one. The first method that settles its number of tokens itself stands also
+  where few tokens are left: those of an item are still several. After it there is nothing more to pool.
   """
   if config.method == "none":
     return {}
   counts = config.keep_tokens or [int(length * ratio + 1e-6) for ratio in config.keep_ratio]
-  planned, current = {}, length
+  planned, current, most = {}, length, length
   for number, (block, method) in enumerate(zip(config.after_block, methods_of(config), strict=True)):
-    count = counts[number] if method.tokens is None else method.tokens(length, layout)
-    if max(1, count) < current:
-      current = max(1, count)
+    count = max(1, counts[number] if method.tokens is None else method.tokens(length, layout))
+    if count < (current if method.tokens is None else most):
+      current = min(count, current)
+      most = most if method.tokens is None else current
       planned[block] = PlannedStage(number, method, current)
   return planned
 

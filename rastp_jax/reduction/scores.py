@@ -268,7 +268,7 @@ class RecencyOptions:
 
 
 def rastp_recent(seen: Seen) -> Float[Array, "B L"]:
-  """n * share(RASTP) + weight * place / n: between RASTP (weight 0) and `recent`."""
+  """n * share(RASTP) + weight * place / newest place: between RASTP (weight 0) and `recent`."""
   count = jnp.maximum(jnp.sum(seen.tokens.mask, axis=-1, keepdims=True), 1).astype(jnp.float32)
   place = recent(seen) / jnp.maximum(
     jnp.max(jnp.where(seen.tokens.mask, recent(seen), 0.0), axis=-1, keepdims=True), 1.0

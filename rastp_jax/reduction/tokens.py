@@ -44,7 +44,8 @@ class Tokens:
   Attributes:
     hidden: (B, L, D) states.
     mask: (B, L) True where a token is real; padding comes last.
-    positions: (B, L) int32, each token's place in the unreduced sequence, rising; (1, L) where all rows have the same.
+    positions: (B, L) int32, each token's place in the unreduced sequence, rising, or a soft slot's number; (1, L) where
+      all rows have the same.
     slot: (B, N) or (1, N) int32, where each token of the unreduced sequence is now: its own place, or that of the token
       it was merged into; -1 if it was dropped. None before any stage: every token is at its own place.
     size: (B, L) float32, how many tokens each one stands for. None before any merge: one each.

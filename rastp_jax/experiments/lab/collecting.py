@@ -38,7 +38,7 @@ def collect(
   Raises:
     InputError: there is one seed in all, and ranks of its users are missing.
   """
-  finished = {row.name: trainings.finished(row) for row in rows}
+  finished, rows_by_name = {row.name: trainings.finished(row) for row in rows}, {row.name: row for row in rows}
   dense = next((row for row in rows if row.name == DENSE), None)
   if dense is None:
     return []
@@ -98,17 +98,14 @@ def collect(
     if row.name != DENSE:
       equal_time = _at_equal_time(mine, row, dense, timed[row.name]) if row.name in timed else None
       run |= _of_more_seeds(equal_time, earlier.get("equal_time"), of_seeds)
-    control = _control(row, costs, [other for other in rows if seeds <= finished[other.name]])
-    compared = None if control is None else difference(mine.group(control), group)
-    if control is not None and compared is not None:
-      beside, over = compared
-      run |= {
-        "control": control.name,
-        "control_difference": beside.value,
-        "control_difference_low": beside.low,
-        "control_difference_high": beside.high,
-        "control_interval_over": over,
-      }
+    if not elsewhere:
+      at_hand = [other for other in rows if seeds <= finished[other.name]]
+      facts = [
+        {"name": one.name, "method": one.method, "encoder_flops_vs_dense": costs.get(one.name)} for one in at_hand
+      ]
+      control = _control(run, facts)
+      if control is not None:
+        run |= _beside(control["name"], difference(mine.group(rows_by_name[control["name"]]), group))
     runs.append(run)
   return runs
 
@@ -228,25 +225,51 @@ def _at_equal_time(trainings: Trainings, row: Row, dense: Row, seconds: Mapping[
   return None
 
 
-def _control(row: Row, costs: Mapping[str, float], others: Sequence[Row]) -> Row | None:
+def _control(run: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
   """The one of the newest tokens alone whose encoder costs most nearly the same."""
-  controls = [other for other in others if other.method == CONTROL and other.name in costs]
-  if row.name == DENSE or row.method == CONTROL or row.name not in costs or not controls:
+  flops = lambda one: one.get("encoder_flops_vs_dense")
+  controls = [other for other in others if other.get("method") == CONTROL and flops(other) is not None]
+  if run["name"] == DENSE or run.get("method") == CONTROL or flops(run) is None or not controls:
     return None
-  return min(controls, key=lambda other: abs(costs[other.name] - costs[row.name]))
+  return min(controls, key=lambda other: abs(flops(other) - flops(run)))
+
+
+def _beside(control: str, compared: tuple[Difference, str] | None) -> dict[str, Any]:
+  """What a row holds of the comparison with its control; nothing where there is none."""
+  if compared is None:
+    return {}
+  found, over = compared
+  return {
+    "control": control,
+    "control_difference": found.value,
+    "control_difference_low": found.low,
+    "control_difference_high": found.high,
+    "control_interval_over": over,
+  }
+
+
+def _nearer(run: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The comparison with the nearest control of the file, over seeds, where `collect` had none so near at hand."""
+  of_seeds = lambda one: dict(zip(one.get("seeds", ()), one.get("ndcg@10_of_seeds", ()), strict=False))
+  ours = of_seeds(run)
+  control = _control(run, [other for other in others if ours.keys() <= of_seeds(other).keys()])
+  if not ours or control is None or control["name"] == run.get("control"):
+    return {}
+  theirs = of_seeds(control)
+  return _beside(control["name"], difference_of_seeds([theirs[seed] for seed in ours], list(ours.values())))
 
 
 def merge(stored: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Runs of the file and of now: what was found again takes the place of what was stored, nothing is lost.
 
-  Holm's correction is over all rows that were compared with dense on the same samples.
+  Holm's correction is over all rows that were compared with dense on the same samples, and each has its control there.
   """
   runs = {(*comparison(run), run["name"]): dict(run) for run in (*stored, *found)}
   merged = list(runs.values())
   for one in dict.fromkeys(comparison(run) for run in merged):
     mine = [run for run in merged if comparison(run) == one]
     for run, p in zip(mine, holm([run["p"] if run["name"] != DENSE else None for run in mine]), strict=True):
-      run["p_holm"] = p
+      run |= {"p_holm": p, **_nearer(run, mine)}
   return sorted(merged, key=lambda run: (comparison(run), -run["ndcg@10"]))
 
 

@@ -27,8 +27,18 @@ def likelihood(model: EncoderDecoder, encoded: Tokens, target: Array) -> Float[A
   return total
 
 
+def _dense(model: EncoderDecoder) -> EncoderDecoder:
+  """The same model without its reduction; the given one stays as it is."""
+  dense = nnx.merge(*nnx.split(model))
+  dense.reduction = DENSE
+  return dense
+
+
 def gradient(model: EncoderDecoder, batch: Mapping[str, Array]) -> Float[Array, "B L"]:
-  """||d NLL / d state|| * ||state||, states after block 0: what the target loses, to first order, without a token."""
+  """||d NLL / d state|| * ||state||, states after block 0: to first order, the most that a token's state can matter.
+
+  What the target loses without the token is, to first order, minus their inner product, which is never larger.
+  """
   graph, rest, _ = nnx.split(model, nnx.Param, ...)
 
   def blocks(start: int, stop: int | None, reduction: ReductionConfig) -> EncoderDecoder:
@@ -52,8 +62,8 @@ def gradient(model: EncoderDecoder, batch: Mapping[str, Array]) -> Float[Array, 
 
 def cross_attention(model: EncoderDecoder, batch: Mapping[str, Array]) -> Float[Array, "B L"]:
   """Attention that each position receives from the dense model's decoder on the true target: blocks, heads, levels."""
-  model.reduction = DENSE
-  encoded, target, drop = model.encode(batch["history"]), batch["target"][:, : model.layout.depth], Dropout(None)
+  encoded, target = _dense(model).encode(batch["history"]), batch["target"][:, : model.layout.depth]
+  drop = Dropout(None)
   hidden = jnp.concatenate([model._bos(len(target)), model.embed_codes(target[:, :-1])], axis=1)
   places = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None]
   bias, causal = model.decoder_bias(places, places), jnp.tril(jnp.ones((hidden.shape[1],) * 2, bool))[None, None]

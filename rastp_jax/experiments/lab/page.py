@@ -53,7 +53,7 @@ def make(stored: Mapping[str, Any]) -> Shown:
     if any(seen["overlap_with_recent"] is not None for seen in screened["rows"].values()):
       svg = inside(screened["rows"])
       plots.append((f"{name}: which methods are recency in disguise", svg, _INSIDE))
-      files["inside"] = svg
+      files[f"{_short(name)}_inside"] = svg
     tables[heading] = screen_table(screened["rows"])
   for name, timed in stored.get("seconds", {}).items():
     tables[f"{name}: training steps timed in turns"] = cost_table(timed["rows"])
@@ -74,8 +74,12 @@ def describe(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _file_name(run: Mapping[str, Any]) -> str:
   """Of a run's dataset and config: configs/beauty.py:cpu,best -> beauty_cpu_best."""
-  name = re.sub(r"\W+", "_", run["config"].rpartition("/")[2].replace(".py", ""))
+  name = _short(run["config"])
   return name if name.startswith(run["dataset"]) else f"{run['dataset']}_{name}"
+
+
+def _short(config: str) -> str:
+  return re.sub(r"\W+", "_", config.rpartition("/")[2].replace(".py", ""))
 
 
 _PARETO = (
@@ -131,7 +135,8 @@ def inside(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   """One row per trained arrangement, the best NDCG@10 first."""
   head = ["", "seeds", "encoder FLOPs", "recall@10", "NDCG@10", "to dense", "95 % interval", "of each seed", "p, Holm"]
-  rows = [[*head, "to recent of nearest FLOPs", "95 % interval", "trained on"]]
+  rows = [[*head, "to recent of nearest FLOPs (its FLOPs)", "95 % interval", "trained on"]]
+  flops = {run["name"]: run["encoder_flops_vs_dense"] for run in runs}
   for run in sorted(runs, key=lambda run: -run["ndcg@10"]):
     cost, p, base = run["encoder_flops_vs_dense"], run["p_holm"], run["dense_ndcg@10"]
     relative = lambda value, base=base: f"{value / base:+.1%}"
@@ -150,7 +155,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         "" if dense else interval("ndcg@10_difference", "interval_over"),
         "" if dense else _of_seeds(run),
         "" if p is None else f"{p:.3f}",
-        "" if control is None else f"{relative(run['control_difference'])}",
+        "" if control is None else f"{relative(run['control_difference'])} ({flops[control]:.2f})",
         "" if control is None else interval("control_difference", "control_interval_over"),
         " and ".join(run.get("devices", ())),
       ]
@@ -217,7 +222,7 @@ def budgets_table(screened: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     method, _, budget = name.rpartition(", ")
     if budget in ("1/2", "1/4"):
       methods.setdefault(method, {})[budget] = seen
-  rows = [["budget", "1/2", "1/4", "error", "newest tokens among the kept, 1/4", "collision codes kept, 1/4"]]
+  rows = [["budget", "1/2", "1/4", "error", "newest tokens among the kept, 1/4", "last level kept, 1/4"]]
   both = {name: seen for name, seen in methods.items() if len(seen) == 2}
   for name, seen in sorted(both.items(), key=lambda pair: pair[1]["1/4"]["rise"]):
     half, quarter = seen["1/2"], seen["1/4"]

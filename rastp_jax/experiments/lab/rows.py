@@ -39,15 +39,20 @@ def combined(item_length: int) -> dict[str, dict[str, Any]]:
     "divprune, before block 0, 1/2": {"method": "divprune", "after_block": (-1,), "keep_ratio": (1 / 2,)},
     "divprune, before block 0, 1/4": {"method": "divprune", "after_block": (-1,), "keep_ratio": (1 / 4,)},
     "foveated, before block 0, 1/2": {"method": "foveated", "after_block": (-1,), "keep_ratio": (1 / 2,)},
-    # How a model is trained: with a budget drawn for each step, and with the dense model's probabilities as targets.
+    # How a model is trained: with a budget drawn for each step.
     "rastp, random budgets, 1/2": {
       "method": "rastp",
       "keep_ratio": (1 / 2,),
       "random_keep_ratios": (1.0, 1 / 2, 1 / 4),
     },
-    "rastp, taught by dense, 1/2": {"method": "rastp", "keep_ratio": (1 / 2,)},
-    "item_sum, before block 0, taught by dense": {"method": "item_sum", "after_block": (-1,)},
   }
+
+
+# Arrangements that learn the dense model's probabilities besides the targets.
+TAUGHT: Mapping[str, dict[str, Any]] = {
+  "rastp, taught by dense, 1/2": {"method": "rastp", "keep_ratio": (1 / 2,)},
+  "item_sum, before block 0, taught by dense": {"method": "item_sum", "after_block": (-1,)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +114,7 @@ def all_rows(config: Config) -> dict[str, Row]:
         rows.append(make_row(f"{name}, {share(budget)}", settings))
   several = combined(config.item_length)
   rows += [make_row(name, {"after_block": (0,), **settings}) for name, settings in several.items()]
+  rows += [make_row(name, {"after_block": (0,), **settings}, taught=True) for name, settings in TAUGHT.items()]
   return {row.name: row for row in rows}
 
 
@@ -141,16 +147,15 @@ def choose(wanted: Sequence[str], rows: Mapping[str, Row]) -> list[Row]:
   return list(chosen.values())
 
 
-def make_row(name: str, settings: Mapping[str, Any]) -> Row:
-  """A row that tells each token's place as its method needs it."""
+def make_row(name: str, settings: Mapping[str, Any], *, taught: bool = False) -> Row:
+  """A row that tells each token's place as its methods need it."""
   method = settings["method"]
-  counts_items = any(part.startswith("item_") or "tokens" in part for part in method.split("+"))
+  parts = [REDUCTIONS[part] for part in method.split("+")]
   # Not the config's positions, which suit its own method. Where nothing is reduced they mean nothing.
-  positions = {} if method == "none" else {"positions": "item" if counts_items else "original"}
-  full = {**settings, **positions}
-  fixed = REDUCTIONS[method.split("+")[-1]].tokens is not None
-  budget = None if fixed or method == "none" else full["keep_ratio"][-1]
-  return Row(name, method, budget, tuple(full.items()), "taught by dense" in name)
+  suited = next((part.positions for part in parts if part.positions != "original"), "original")
+  full = {**settings, **({} if method == "none" else {"positions": suited})}
+  budget = None if parts[-1].tokens is not None else full["keep_ratio"][-1]
+  return Row(name, method, budget, tuple(full.items()), taught)
 
 
 def share(budget: float) -> str:

@@ -27,7 +27,7 @@ AGES = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class Effect:
   """What one row did to the users it affects.
 
   Attributes:
@@ -80,7 +80,7 @@ class Screen:
     self._likelihood = jax.jit(lambda params, *args: likelihood(_merged(graph, params), *args))
     self._dense = np.concatenate([values for values, *_ in self._run(Row(DENSE, "none", None, (("method", "none"),)))])
 
-  def see(self, row: Row) -> Seen:
+  def see(self, row: Row) -> Effect:
     """What a row does; compiles its encoder once."""
     found = list(self._run(row))
     rise = np.concatenate([values for values, *_ in found]) - self._dense
@@ -136,7 +136,7 @@ def _batches(saved: SavedModel, users: int) -> tuple[list[tuple[Any, int]], int]
   return found, len(chosen)
 
 
-def _summary(rise: np.ndarray, looks: Sequence[Sequence[np.ndarray]], saved: SavedModel) -> Seen:
+def _summary(rise: np.ndarray, looks: Sequence[Sequence[np.ndarray]], saved: SavedModel) -> Effect:
   layout = saved.model.layout
   levels, ages = np.zeros((layout.item_length, 2)), np.zeros((AGES, 2))  # tokens, and those that survive
   overlaps, left = [], []
@@ -154,7 +154,7 @@ def _summary(rise: np.ndarray, looks: Sequence[Sequence[np.ndarray]], saved: Sav
         overlaps.append(kept[-int(kept.sum()) :].mean() if kept.any() else 0.0)
   shares = lambda counts: (counts[:, 1] / np.maximum(counts[:, 0], 1)).round(4).tolist()
   touched = rise[affected]
-  return Seen(
+  return Effect(
     users=int(affected.sum()),
     rise=float(touched.mean()) if len(touched) else 0.0,
     error=float(touched.std(ddof=1) / len(touched) ** 0.5) if len(touched) > 1 else 0.0,
