@@ -37,6 +37,8 @@ step() {
 }
 py=.venv/bin/python
 step env JAX_BUILD="$build" bash launch/setup.sh
-step $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"}
+settings=() # also of the data, which are refused with other ones
+for argument in "${training[@]}"; do [[ $argument != --config.* ]] || settings+=("$argument"); done
+step $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"} "${settings[@]}"
 step ./launch/restart_until_done.sh $py -m rastp_jax.train --config="$config" --workdir="$workdir" "${training[@]}"
 step $py -m rastp_jax.evaluate --workdir="$workdir"

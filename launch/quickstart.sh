@@ -3,8 +3,8 @@
 #   ./launch/quickstart.sh                                       generated data, a few minutes on 2 cores
 #   ./launch/quickstart.sh --dataset=beauty --raw_dir=DIR        Amazon Beauty (or sports, toys) from the files in DIR;
 #                                                                without --raw_dir they are downloaded
-# Further options: --workdir=DIR (default runs/DATASET); anything else goes to all training runs, like
-#   --config.train.length="2 epochs"
+# Further options: --workdir=DIR (default runs/DATASET); anything else goes to all training runs, settings also to
+#   what is prepared, like --config.train.length="2 epochs"
 set -euo pipefail
 
 absolute() { if [[ $1 == *://* ]]; then echo "$1"; else realpath -m "$1"; fi; } # gs:// stays
@@ -26,12 +26,14 @@ config=configs/$dataset.py:cpu variant=,
 workdir="${workdir:-runs/$dataset}"
 source launch/setup.sh
 
+settings=() # also of the data, which are refused with other ones
+for argument in "${training[@]}"; do [[ $argument != --config.* ]] || settings+=("$argument"); done
 step() { printf '\n== %s\n' "$1"; shift; printf '   %s\n' "$*"; "$@"; }
 py=.venv/bin/python cache=--compilation_cache="$workdir/compiled"
 step "1 of 7: preparing the data and its semantic IDs" \
-  $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"}
+  $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"} "${settings[@]}"
 step "2 of 7: what recommenders reach that are not trained" \
-  $py -m rastp_jax.experiment baselines --config="$config" --epochs=0 --shuffles=0 \
+  $py -m rastp_jax.experiment baselines --config="$config" "${settings[@]}" --epochs=0 --shuffles=0 \
   --output="$workdir/baselines.json" --runs_dir="$workdir/baselines"
 step "3 of 7: training without a reduction" \
   $py -m rastp_jax.train --config="$config${variant}dense" --workdir="$workdir/dense" "$cache" "${training[@]}"

@@ -71,7 +71,7 @@ start() {
   [[ -z $nfs ]] || on all "mountpoint -q /mnt/share || { sudo apt-get -qq install -y nfs-common && sudo mkdir -p /mnt/share && sudo mount -t nfs -o hard $nfs /mnt/share; }" || return
   on all "cd rastp_jax && JAX_BUILD=tpu bash launch/setup.sh${bucket:+ && .venv/bin/python -m pip install --quiet 'gcsfs>=2025.3'}" || return
   # JAX on one worker alone would wait for the others: what does not need the TPU runs on the CPU.
-  on 0 "cd rastp_jax && JAX_PLATFORMS=cpu .venv/bin/python -m rastp_jax.prepare --config=$config $data${raw_dir:+ --raw_dir=$raw_dir}"
+  on 0 "cd rastp_jax && JAX_PLATFORMS=cpu .venv/bin/python -m rastp_jax.prepare --config=$config $data${raw_dir:+ --raw_dir=$raw_dir}$settings"
 }
 
 # Trains on all workers, and returns training's exit code: gcloud's says only that something failed.
@@ -83,6 +83,8 @@ train() {
   return "$code"
 }
 
+settings="" # also of the data, which are refused with other ones
+for argument in "${training[@]}"; do [[ $argument != --config.* ]] || settings+=" $(printf '%q' "$argument")"; done
 for ((attempt = 1; ; attempt++)); do
   code=0
   start || code=$?

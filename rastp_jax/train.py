@@ -48,7 +48,7 @@ def main() -> int:
     workdir = Workdir(cli.require(_WORKDIR, "runs/beauty"))
     config = cli.load_config(_CONFIG.value, workdir.begun)
     profile_steps = profiling.parse_steps(_PROFILE_STEPS.value)
-  histories, semantic_ids = runs.load_data(config)
+  histories, semantic_ids = runs.load_data(config, begun=workdir.begun() is not None)
   held_out = histories.num_users > 0  # none where data.hold_out=0: the last checkpoint is the model
   setup = make_setup(config, histories, semantic_ids, validates=held_out)
   evaluator = Evaluator(config, histories, semantic_ids, sharding.whole_batch_mesh(setup.mesh))

@@ -5,8 +5,12 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
 import pickle
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from rastp_jax.config import DataConfig
 from rastp_jax.data.histories import Histories
 from rastp_jax.errors import InputError
 from rastp_jax.semantic_ids.codes import SemanticIds
+from tests.helpers.commands import ROOT
 from tests.helpers.data import LENGTHS, make_data
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -351,6 +356,36 @@ def test_the_iterator_starts_anywhere_and_its_state_is_a_position(workers, run_l
   other = make()
   other.set_state(state)
   np.testing.assert_array_equal(next(other)["history"], run(9))
+
+
+WORKERS = """
+import multiprocessing, os, signal
+from rastp_jax.experiments.tiny import make_config, make_data
+from rastp_jax.training.setup import make_setup
+if __name__ == "__main__":
+  signal.signal(signal.SIGINT, lambda *_: None)
+  upcoming = make_setup(make_config(data__workers=1), *make_data()).stacked_batches(0)
+  next(upcoming)
+  (worker,) = multiprocessing.active_children()
+  os.killpg(0, signal.SIGINT)  # Ctrl-C in a terminal
+  for _ in range(100):  # more than are made ahead
+    next(upcoming)
+  print(worker.pid, flush=True)
+  os._exit(75)
+"""
+
+
+def test_workers_take_no_signals_and_end_with_their_process(tmp_path):
+  (tmp_path / "main.py").write_text(WORKERS)
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    [sys.executable, tmp_path / "main.py"], env=environment, capture_output=True, text=True, start_new_session=True
+  )
+  assert done.returncode == 75, done.stderr
+  worker, end = pathlib.Path(f"/proc/{done.stdout.split()[-1]}"), time.monotonic() + 60
+  while worker.exists() and "Z" not in (worker / "stat").read_text().rpartition(")")[2][:3]:
+    assert time.monotonic() < end
+    time.sleep(0.1)
 
 
 def test_users_too_short_to_train_on_are_refused():

@@ -116,6 +116,41 @@ def test_processes_with_different_settings_or_data_stop(tmp_path, cache):
     assert not workdir.exists()
 
 
+ALONE = """
+import sys
+from rastp_jax.errors import InputError
+from rastp_jax.runtime import cli, processes
+cli.define_host_flags()
+cli.GRACE_SECONDS = 3
+def main():
+  import jax
+  jax.devices()
+  if jax.process_index() == 0:
+    raise InputError("the disk is full.")
+  processes.allgather_text("")
+cli.run(main)
+"""
+
+
+def test_a_mistake_that_one_process_finds_alone_ends_all(tmp_path):
+  """It does not wait for the others, which wait for it."""
+  (tmp_path / "alone.py").write_text(ALONE)
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, tmp_path / "alone.py", f"--coordinator_address={address}", "--num_processes=2"]
+  processes = [
+    subprocess.Popen([*command, f"--process_id={i}"], env=environment, stderr=subprocess.PIPE, text=True)
+    for i in range(2)
+  ]
+  began = time.monotonic()
+  told = [process.communicate(timeout=WAIT)[1] for process in processes]
+  assert time.monotonic() - began < 90
+  assert processes[0].returncode == 2 and told[0].splitlines()[-1] == "error: the disk is full."
+  assert processes[1].returncode not in (0, 2)
+
+
 @pytest.mark.slow
 def test_a_lost_process_ends_the_other_within_a_minute(tmp_path, cache):
   workdir = tmp_path / "run"

@@ -388,7 +388,7 @@ def test_the_control_is_the_nearest_of_the_file_over_all_seeds_of_the_row(tmp_pa
     assert found[rastp.name]["control_difference_high"] == expected.high
     assert found[rastp.name]["control_interval_over"] == "seeds"
 
-  check(quarter.name)  # the nearer one lacks a seed
+  check(quarter.name)  # the nearer one has not all seeds
   save_run(then, half, 3, rng.integers(0, 20, 200))
   stored = collecting.merge(stored, collecting.collect(then, rows, costs, {}, stored))
   found = {run["name"]: run for run in stored}

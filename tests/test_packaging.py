@@ -157,3 +157,16 @@ def test_hooks_are_pinned_to_versions_that_requirements_allow():
   for hook, package in packages.items():
     assert number(pinned[hook]) >= number(lowest[package])
     assert number(importlib.metadata.version(package)) >= number(lowest[package])
+
+
+def test_folders_import_only_those_below_them():
+  """In the order of README's list, and each of them is in it."""
+  listed = (ROOT / "README.md").read_text().split("A folder uses only those below it.")[1].split("configs/ ")[0]
+  order = re.findall(r"^  (\w+)/", listed, re.MULTILINE)
+  there = {path.parent.name for path in (ROOT / "rastp_jax").glob("*/__init__.py")}
+  assert set(order) == there - {"configs"}  # which is the checkout's folder
+  for above, folder in enumerate(order):
+    for path in (ROOT / "rastp_jax" / folder).rglob("*.py"):
+      used = set(re.findall(r"^ *(?:from|import) rastp_jax\.(\w+)", path.read_text(), re.MULTILINE)) & there
+      used |= set(re.findall(r"^ *from rastp_jax import (\w+)", path.read_text(), re.MULTILINE)) & there
+      assert used <= {*order[above:], "configs"}, f"{path} imports what stands above it"

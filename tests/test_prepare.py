@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
 import pytest
 
+from rastp_jax import config as config_lib
 from rastp_jax.config import Config, DataConfig, SemanticIdsConfig
 from rastp_jax.data import datasets, tfds_tables
 from rastp_jax.data.sources import detect
@@ -15,6 +17,7 @@ from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli
 from rastp_jax.semantic_ids import codes
 from rastp_jax.semantic_ids.preparation import prepare
+from rastp_jax.training import runs
 from tests.helpers.commands import command, started
 
 CONFIG = """
@@ -104,7 +107,8 @@ def test_beam_that_is_not_installed(tmp_path, monkeypatch):
   assert not (tmp_path / "data").exists()
 
 
-def test_synthetic_is_prepared_once_and_then_found(config):
+def test_synthetic_is_prepared_once_and_then_found(config, capsys):
+  """What was made with other settings is refused also by what trains on it; a run that goes on is told."""
   first = prepare(config)
   assert not first.dataset.reused and not first.codes.reused
   assert first.semantic_ids.codes.shape == (240, 4) and not first.codes.metrics["collapsed"]
@@ -115,6 +119,20 @@ def test_synthetic_is_prepared_once_and_then_found(config):
   assert second.semantic_ids.fingerprint == first.semantic_ids.fingerprint
   assert files_under(config.data.data_dir) == before
   assert "2000 users, 240 items" in second.describe() and f"found {second.codes.path}" in second.describe()
+  assert runs.load_data(config)[1].fingerprint == first.semantic_ids.fingerprint
+  for name, value, told in (
+    ("data.hold_out", 0, "data.hold_out=2, but now data.hold_out=0"),
+    ("data.split", "time", "data.split='leave_one_out', but now data.split='time'"),
+    ("semantic_ids.levels", 4, "levels=3, but now levels=4"),
+    ("semantic_ids.method", "random", "method='residual_kmeans', but now method='random'"),
+    ("semantic_ids.collaborative_weight", 0.5, "collaborative_weight=0.0, but now collaborative_weight=0.5"),
+    ("semantic_ids.collisions", "reassign", "collisions='extra_level', but now collisions='reassign'"),
+  ):
+    other = config_lib.with_values(config, [(name, value), *([("data.time_cut", "0.8")] if value == "time" else [])])
+    with pytest.raises(InputError, match=re.escape(told)):
+      runs.load_data(other)
+    runs.load_data(other, begun=True)
+    assert re.search(f"WARNING: .*{re.escape(told)}", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"codebook_size": 8}, {"levels": 2}])

@@ -279,6 +279,17 @@ def test_finished_run_stays_as_it_is(reference, tmp_path, capsys):
   assert before == after
 
 
+def test_a_finished_run_that_is_made_longer_has_no_summary_until_it_ends(reference, tmp_path):
+  shutil.copytree(reference, tmp_path / "run")
+  summary = Workdir(tmp_path / "run").summary
+  assert json.loads(summary.read_text())["steps"] == 12
+  with pytest.raises(Died):
+    run(tmp_path / "run", train__length="14 steps", batches=die_at(13))
+  assert not summary.exists()
+  run(tmp_path / "run", train__length="14 steps")
+  assert json.loads(summary.read_text())["steps"] == 14
+
+
 def test_a_run_says_what_it_does_and_what_comes_next(tmp_path, capsys):
   scores = iter([0.25, 0.5, 0.125])
   evaluate = lambda model: {"recall@5": next(scores)}

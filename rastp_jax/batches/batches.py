@@ -6,6 +6,10 @@ Batches hold *item rows*. What a model reads of an item (`what_is_read`) is look
 Shapes: B rows, N history items of the batch's bucket, R numbers that a model reads of an item.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -257,5 +261,20 @@ def training_iterator(
   if workers:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, also in programs that have none
       flags.FLAGS.mark_as_parsed()
-    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_live_as_long)
   return iter(iterable)
+
+
+def _live_as_long(number: int, count: int) -> None:
+  """A worker lives as long as the process that asked for it: signals are for that one, and without it nothing is."""
+  del number, count
+  for one in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(one, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def end() -> None:
+    parent.join()
+    os._exit(0)
+
+  threading.Thread(target=end, daemon=True).start()

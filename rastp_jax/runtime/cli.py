@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -23,6 +24,8 @@ from ml_collections import config_flags  # noqa: E402
 from rastp_jax import config as config_lib  # noqa: E402
 from rastp_jax.errors import EXIT_MISTAKE, EXIT_RESUME, InputError  # noqa: E402
 from rastp_jax.runtime import buckets, machine, processes, recorded_config, xla  # noqa: E402
+
+GRACE_SECONDS = 20  # that a process which found a mistake waits for the others of its run to find it, too
 
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -129,6 +132,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         processes.join(*(flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id")))
       return main()
     except InputError as error:
+      _leave_at_last()
       _fail(str(error))
     except Exception as error:
       sentence = machine.explain(error)
@@ -201,6 +205,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except Exception as error:  # whatever a config file's own code raises, under ml_collections' wrapping
     last_line = str(error).strip().splitlines()[-1]
     _fail(f"The config file cannot be used: {last_line}.")
+
+
+def _leave_at_last() -> None:
+  """Ends one of several processes after a grace, whatever holds it: an ordinary exit waits for the others.
+
+  Most mistakes are found by all processes, which then leave together, each with its code. What one alone finds, like a
+  full disk, would keep it waiting for others that wait for it.
+  """
+  if jax.distributed.is_initialized():
+    timer = threading.Timer(GRACE_SECONDS, os._exit, [EXIT_MISTAKE])
+    timer.daemon = True
+    timer.start()
 
 
 def _fail(sentence: str, at_once: bool = False) -> NoReturn:

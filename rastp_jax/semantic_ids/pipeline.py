@@ -370,6 +370,15 @@ def _json(value):
   return list(value) if isinstance(value, tuple) else value
 
 
+def check_made_with(path: pathlib.Path, ids: SemanticIds, settings: SemanticIdsConfig) -> None:
+  """Raises InputError where codes were made with other settings than these; vectors of a file are not looked at."""
+  stored = ids.provenance
+  if "method" in stored:
+    own = stored["method"] == _OWN
+    made = {"method": _OWN} if own else _learned_with(settings.sized(ids.num_items))
+    _check_same(path, stored, {**made, "collisions": settings.collisions})
+
+
 def _check_same(path: pathlib.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
   own = ", or give --codes again to go on with your own" if stored.get("method") == _OWN != wanted["method"] else ""
   younger = _defaults(wanted["method"])

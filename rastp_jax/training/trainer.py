@@ -85,6 +85,8 @@ def train(
       if jax.process_index() == 0 and not workdir.summary.exists():  # it was killed between its last two files
         files.write_json(workdir.summary, _summary(result, setup, saved.samples))
       return result
+    if jax.process_index() == 0:
+      workdir.summary.unlink(missing_ok=True)  # of a finished run that was made longer
     if step and saved.order != ORDER:  # before its first step, a run has no order yet
       terminal.say(
         f"WARNING: {workdir} was begun by a version of this program that takes samples in another order. From step "

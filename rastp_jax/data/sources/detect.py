@@ -58,11 +58,16 @@ def prepare_dataset(
   downloaded = known.category is not None and amazon2014.is_downloaded(_downloads(config), known.category)
   split = Split.of(config)
   if found is not None and not raw_dir and known.source is None and not (needs_source and downloaded):
-    wanted = interactions.settings_of_rows(config) if "user_column" in found.settings else {}
-    prepared.check_settings(found, {**wanted, **split.settings})
+    check_prepared(found, config)
     return found, None
   source = open_source(config, raw_dir)
   return preparation.prepare(config.data_dir, config.dataset, source, split, beam_options), source
+
+
+def check_prepared(found: Prepared, config: DataConfig) -> None:
+  """Raises InputError where a prepared dataset was made with other settings than the config's."""
+  of_rows = interactions.settings_of_rows(config) if "user_column" in found.settings else {}
+  prepared.check_settings(found, {**of_rows, **Split.of(config).settings})
 
 
 def open_source(config: DataConfig, raw_dir: str | None) -> Source:
