@@ -52,9 +52,10 @@ def main():
   trained = [file for workdir in _WORKDIR.value for file in Workdir(workdir).files_of_training]
   outputs = [_OUTPUT.value] if _OUTPUT.value else [Workdir(one).evaluation(_SPLIT.value) for one in _WORKDIR.value]
   outputs += [results.ranks_path(path) for path in outputs]
-  if _OUTPUT.value:
-    for path in outputs:
-      files.check_writable(path, inputs=trained)
+  for one in _WORKDIR.value if not _OUTPUT.value else ():
+    Workdir(one).read_config()  # before anything is made there
+  for path in outputs:
+    files.check_writable(path, inputs=trained)
   if _MARKDOWN.value:
     files.check_writable(_MARKDOWN.value, inputs=[*trained, *outputs])
   where = origin()

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import stat
 import subprocess
 import sys
@@ -177,6 +178,13 @@ def test_an_output_that_is_part_of_the_run_is_refused(tmp_path, name):
   assert (tmp_path / name).read_text() == "of the run"
 
 
+def test_an_evaluation_that_cannot_be_written_is_not_made(published_run, tmp_path):
+  shutil.copytree(published_run, tmp_path / "run")
+  (tmp_path / "run" / "eval_test.npz").mkdir()
+  code, out, err = command("rastp_jax.evaluate", f"--workdir={tmp_path / 'run'}")
+  assert code == 2 and "eval_test.npz" in err and "it is a directory" in err and "decoding" not in out
+
+
 @pytest.mark.parametrize("taken", ["wide.json", "wide.npz"])
 def test_two_outputs_are_two_files(tmp_path, taken):
   flags = [f"--workdir={tmp_path}", f"--output={tmp_path / 'wide.json'}", f"--markdown={tmp_path / taken}"]
@@ -321,9 +329,13 @@ def test_json_that_is_not_a_file(tmp_path, kind):
 )
 def test_evaluations_of_the_wrong_types(tmp_path, change, reason):
   path = tmp_path / "eval_test.json"
-  values = {"users": 1, "recall@5": 0.5, "config": config_lib.to_dict(Config())}
+  values = {"users": 1, "beam_width": 10, "step": 5, "split": "test", "recall@5": 0.5}
+  values["config"] = config_lib.to_dict(Config())
   path.write_text(json.dumps(values))
   assert results.read_metrics(path, "run")["users"] == 1
+  for name in ("users", "beam_width", "step", "split"):
+    lacking = {key: value for key, value in values.items() if key != name}
+    refused(lambda: results.read_metrics(path, "run"), path, json.dumps(lacking).encode(), name)
   refused(lambda: results.read_metrics(path, "run"), path, json.dumps(values | change).encode(), reason)
 
 

@@ -209,6 +209,8 @@ def test_recommenders_of_other_data_are_refused(tmp_path):
     (values | {"dataset_fingerprint": "other"}, r"is about the dataset 'beauty' as prepared then \(other\)"),
     ({"dataset": "beauty"}, "does not hold recommenders and their metrics: give the JSON that"),
     (values | {"models": {"counts": [1]}}, "does not hold recommenders"),
+    (values | {"models": {"counts": {"test": {"recall@10": "0.5"}}}}, "does not hold recommenders"),
+    (values | {"dataset_fingerprint": 7}, "does not hold recommenders"),
   ):
     path.write_text(json.dumps(wrong))
     with pytest.raises(InputError, match=said):

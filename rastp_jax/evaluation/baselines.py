@@ -64,7 +64,8 @@ def read(path: str | os.PathLike, results: Sequence[Result]) -> Baselines:
   """
   values: dict[str, Any] = files.read_json(files.check_path(path), _ADVICE)
   dataset, models = values.get("dataset"), values.get("models")
-  if not isinstance(dataset, str) or not isinstance(models, dict) or not all(map(_is_model, models.values())):
+  known = isinstance(dataset, str) and isinstance(values.get("dataset_fingerprint", ""), str)
+  if not known or not isinstance(models, dict) or not all(map(_is_model, models.values())):
     raise InputError(f"{path} does not hold recommenders and their metrics: {_ADVICE}.")
   found = Baselines(dataset, values.get("dataset_fingerprint"), models)
   if not any(map(found.fits, results)):
@@ -74,7 +75,12 @@ def read(path: str | os.PathLike, results: Sequence[Result]) -> Baselines:
 
 
 def _is_model(value: Any) -> bool:
-  return isinstance(value, dict) and isinstance(value.get("test"), dict)
+  """Whether something is metrics by split, "test" among them."""
+  if not isinstance(value, dict) or not isinstance(value.get("test"), dict):
+    return False
+  splits = [metrics for name, metrics in value.items() if name.startswith(("test", "validation"))]
+  numbers = lambda metrics: isinstance(metrics, dict) and all(isinstance(one, int | float) for one in metrics.values())
+  return all(map(numbers, splits))
 
 
 def _leaves_history_out(group: Group) -> bool:

@@ -89,6 +89,9 @@ def read_metrics(path: str | os.PathLike, name: str) -> dict[str, Any]:
     values["config"] = config_lib.to_dict(config_lib.from_dict(values["config"]))
     counts = ("users", "beam_width", "step", *metrics.names(values["config"]["eval"]["top_k"]))
     wrong = [key for key in counts if not isinstance(values.get(key, 0), int | float)]
+    lacking = [key for key in ("users", "beam_width", "step", "split") if key not in values]
+    if lacking:
+      raise KeyError(lacking[0])
   except Exception as error:  # whatever a damaged JSON happens to lack
     raise _unusable(path, name, error) from error
   if wrong:

@@ -234,7 +234,8 @@ class Workdir:
           continue
         self._check_fingerprints(saved.fingerprints, fingerprints or {})
         best = saved.progress.best.best_step
-        step = step if best is None else best
+        # That of process 0 for all: a training that goes on may just have saved another.
+        step = int(processes.allgather_text(str(step if best is None else best))[0])
         return Restored(checkpoints.restore_params(step, target), step)
     raise InputError(f"{self} holds no checkpoint that can be read: train there first, or wait for its first one.")
 
