@@ -63,11 +63,15 @@ def read(path: str | os.PathLike, results: Sequence[Result]) -> Baselines:
     InputError: it cannot be read, is something else, or is of another dataset than all of the runs.
   """
   values: dict[str, Any] = files.read_json(files.check_path(path), _ADVICE)
-  dataset, models = values.get("dataset"), values.get("models")
-  known = isinstance(dataset, str) and isinstance(values.get("dataset_fingerprint", ""), str)
-  if not known or not isinstance(models, dict) or not all(map(_is_model, models.values())):
+  dataset, fingerprint, models = (values.get(name) for name in ("dataset", "dataset_fingerprint", "models"))
+  if (
+    not isinstance(dataset, str)
+    or not isinstance(fingerprint, str | None)
+    or not isinstance(models, dict)
+    or not all(map(_is_model, models.values()))
+  ):
     raise InputError(f"{path} does not hold recommenders and their metrics: {_ADVICE}.")
-  found = Baselines(dataset, values.get("dataset_fingerprint"), models)
+  found = Baselines(dataset, fingerprint, models)
   if not any(map(found.fits, results)):
     prepared = f" as prepared then ({found.fingerprint[:12]})" if found.fingerprint else ""
     raise InputError(f"{path} is about the dataset {dataset!r}{prepared}, and none of the runs is: {_ADVICE}.")
