@@ -54,6 +54,7 @@ def trained(tmp_path_factory):
   return place, said
 
 
+@pytest.mark.slow
 def test_a_trained_model_beats_popularity_and_an_untrained_one_does_not(trained):
   place, said = trained
   assert "240 items" in said["rastp_jax.prepare"] and "2000 users" in said["rastp_jax.prepare"]
@@ -74,6 +75,7 @@ def test_a_trained_model_beats_popularity_and_an_untrained_one_does_not(trained)
   assert f"{metrics['some']['recall@10']:.4f}" in table and "ratio to the first" in table
 
 
+@pytest.mark.slow
 def test_logs_are_complete(trained):
   place, said = trained
   lines = [json.loads(line) for line in (place / "runs/beauty/metrics.jsonl").read_text().splitlines()]
@@ -87,6 +89,7 @@ def test_logs_are_complete(trained):
   assert printed[-1] == "  next        python -m rastp_jax.evaluate --workdir=runs/beauty"
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_recommends(trained, monkeypatch):
   monkeypatch.chdir(trained[0])
   code = re.sub(r"B00\w+", "SYN0000001", documented("python"))
@@ -97,6 +100,7 @@ def test_the_python_of_the_readme_recommends(trained, monkeypatch):
   assert len(others) == 9 and best.score > others[0].score and best.title.count("No.") == 1
 
 
+@pytest.mark.slow
 def test_a_pruned_model_can_be_decoded_densely(trained):
   place, _ = trained
   dense = ["--workdir=runs/beauty", "--override=reduction.method=none"]
@@ -108,6 +112,7 @@ def test_a_pruned_model_can_be_decoded_densely(trained):
   assert metrics["config"]["reduction"]["method"] == "none" and metrics["recall@10"] != pruned["recall@10"]
 
 
+@pytest.mark.slow
 def test_the_report_of_both_runs_shows_item_titles(trained):
   place, _ = trained
   code, out, err = command(
