@@ -23,6 +23,7 @@ def test_experiments_are_found_by_their_files():
     assert summary.endswith("."), name
 
 
+@pytest.mark.slow
 def test_without_a_name_all_are_listed():
   for arguments in ((), ("--help",)):
     code, printed, _ = command("rastp_jax.experiment", *arguments)

@@ -114,7 +114,8 @@ def test_an_answer_mixes_the_model_with_counts(saved):
   assert any(outside)  # counts bring items that no beam holds
 
 
-@pytest.mark.parametrize("exclude", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("exclude", [False, True])
 def test_evaluation_recommendation_and_export_give_the_same_mixture(saved, tmp_path, exclude):
   saved, items = saved
   if exclude:  # with beams for all items, since recommending takes more of them than evaluation
