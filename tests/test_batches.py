@@ -379,7 +379,12 @@ def test_workers_take_no_signals_and_end_with_their_process(tmp_path):
   (tmp_path / "main.py").write_text(WORKERS)
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
   done = subprocess.run(
-    [sys.executable, tmp_path / "main.py"], env=environment, capture_output=True, text=True, start_new_session=True
+    [sys.executable, tmp_path / "main.py"],
+    env=environment,
+    capture_output=True,
+    text=True,
+    start_new_session=True,
+    timeout=300,
   )
   assert done.returncode == 75, done.stderr
   worker, end = pathlib.Path(f"/proc/{done.stdout.split()[-1]}"), time.monotonic() + 60

@@ -225,6 +225,14 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_as_if_nothing_had_happened(
   assert str(Workdir(workdir)) == workdir and not list(tmp_path.iterdir())
 
 
+def test_a_run_that_is_made_longer_has_no_summary_there(server):
+  training.run("gs://bucket/run", train__length="2 steps")
+  assert ("bucket", "run/summary.json") in server.objects
+  with pytest.raises(training.Died):
+    training.run("gs://bucket/run", train__length="3 steps", batches=training.die_at(2))
+  assert ("bucket", "run/summary.json") not in server.objects and ("bucket", "run/config.json") in server.objects
+
+
 @pytest.mark.slow
 def test_what_others_write_until_a_run_has_the_lock_is_kept(server):
   """Its copy of the directory is made again, but for what this process has written since."""

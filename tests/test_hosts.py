@@ -117,7 +117,6 @@ def test_processes_with_different_settings_or_data_stop(tmp_path, cache):
 
 
 ALONE = """
-import sys
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import cli, processes
 cli.define_host_flags()
@@ -145,7 +144,11 @@ def test_a_mistake_that_one_process_finds_alone_ends_all(tmp_path):
     for i in range(2)
   ]
   began = time.monotonic()
-  told = [process.communicate(timeout=WAIT)[1] for process in processes]
+  try:
+    told = [process.communicate(timeout=WAIT)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   assert time.monotonic() - began < 90
   assert processes[0].returncode == 2 and told[0].splitlines()[-1] == "error: the disk is full."
   assert processes[1].returncode not in (0, 2)

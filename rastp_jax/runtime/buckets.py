@@ -151,6 +151,19 @@ def check_writable(path: pathlib.Path) -> None:
       _files().rm_file(probe)
 
 
+def remove(path: pathlib.Path) -> None:
+  """Removes a file, if it is there; a local copy with what it is a copy of.
+
+  Raises:
+    InputError: the bucket cannot be reached.
+  """
+  place = remote(path)
+  if place is not None and path.exists():
+    with reaching(place):
+      _files().rm_file(str(place))
+  path.unlink(missing_ok=True)
+
+
 def move(path: pathlib.Path | epath.Path, target: pathlib.Path | epath.Path) -> None:
   """Gives a directory another name, in a file system or in a bucket."""
   if isinstance(path, pathlib.Path):

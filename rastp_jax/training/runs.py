@@ -1,9 +1,8 @@
 """From a config to its data, and from a workdir to a model that is ready to use."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -16,12 +15,10 @@ from rastp_jax.config.fields import unknown
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.data import prepared
 from rastp_jax.data.histories import Histories
-from rastp_jax.data.prepared import Prepared
-from rastp_jax.data.sources import detect
 from rastp_jax.errors import InputError
 from rastp_jax.model.interface import GenerativeModel
 from rastp_jax.runtime import processes, sharding, terminal
-from rastp_jax.semantic_ids import codes, pipeline
+from rastp_jax.semantic_ids import codes
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.training.step import abstract_model
 from rastp_jax.training.workdir import Workdir
@@ -62,32 +59,34 @@ def load_data(config: Config, *, begun: bool = False) -> tuple[Histories, Semant
       settings, or its settings or data are not those of the others; all of them raise it, and the sentence says what
       to do.
   """
-  return _load(config, functools.partial(_check_made_with, config, begun))
+  # What only training needs: importing it would make every answer wait.
+  from rastp_jax.data.sources import detect
+  from rastp_jax.semantic_ids import pipeline
 
-
-def _load(config: Config, check: Callable[[Prepared, SemanticIds], None]) -> tuple[Histories, SemanticIds]:
+  histories, semantic_ids = _read_data(config)
   with processes.raise_on_all():
-    found = prepared.open_prepared(config.data.data_dir, config.data.dataset)
-    histories = histories_lib.read(found)
+    try:
+      detect.check_prepared(prepared.open_prepared(config.data.data_dir, config.data.dataset), config.data)
+      pipeline.check_made_with(codes.semantic_ids_path(config), semantic_ids, config.semantic_ids)
+    except InputError as error:
+      if not begun:
+        raise
+      terminal.say(f"WARNING: {error}")
+  return histories, semantic_ids
+
+
+def _read_data(config: Config) -> tuple[Histories, SemanticIds]:
+  """`load_data` for a run, whose weights know their data by its fingerprints: with any settings."""
+  with processes.raise_on_all():
+    histories = histories_lib.load(config.data.data_dir, config.data.dataset)
     semantic_ids = codes.load(
       codes.semantic_ids_path(config),
       dataset=config.data.dataset,
       fingerprint=histories.fingerprint,
       num_items=histories.num_items,
     )
-    check(found, semantic_ids)
   check_same(config, histories, semantic_ids)
   return histories, semantic_ids
-
-
-def _check_made_with(config: Config, begun: bool, found: Prepared, semantic_ids: SemanticIds) -> None:
-  try:
-    detect.check_prepared(found, config.data)
-    pipeline.check_made_with(codes.semantic_ids_path(config), semantic_ids, config.semantic_ids)
-  except InputError as error:
-    if not begun:
-      raise
-    terminal.say(f"WARNING: {error}")
 
 
 def fingerprints(histories: Histories, semantic_ids: SemanticIds) -> dict[str, str]:
@@ -116,7 +115,7 @@ def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> Sav
   run = Workdir(workdir)
   trained = run.read_config()
   config = override(trained, overrides)
-  histories, semantic_ids = _load(config, lambda found, ids: None)  # which the weights know by their fingerprints
+  histories, semantic_ids = _read_data(config)
   mesh = sharding.make_mesh()
   graph, wanted = abstract_model(config, semantic_ids, mesh)
   _, there = abstract_model(trained, semantic_ids, mesh)

@@ -16,7 +16,7 @@ from flax import nnx
 from rastp_jax.batches.batches import ORDER, Batch
 from rastp_jax.errors import InputError
 from rastp_jax.model.interface import GenerativeModel
-from rastp_jax.runtime import files, processes, sharding, terminal
+from rastp_jax.runtime import buckets, files, processes, sharding, terminal
 from rastp_jax.runtime.preemption import Interrupted, StopRequests
 from rastp_jax.runtime.xla import describe_devices, device_bytes
 from rastp_jax.training.plan import CRITERION, BestMetric, Due, SavedProgress
@@ -86,7 +86,7 @@ def train(
         files.write_json(workdir.summary, _summary(result, setup, saved.samples))
       return result
     if jax.process_index() == 0:
-      workdir.summary.unlink(missing_ok=True)  # of a finished run that was made longer
+      buckets.remove(workdir.summary)  # of a finished run that was made longer
     if step and saved.order != ORDER:  # before its first step, a run has no order yet
       terminal.say(
         f"WARNING: {workdir} was begun by a version of this program that takes samples in another order. From step "
