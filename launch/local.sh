@@ -19,6 +19,7 @@ for argument in "$@"; do
 done
 [[ -n $config && -n $workdir ]] || { echo "error: give --config=FILE and --workdir=DIR (see --help)." >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/settings.sh
 
 build="${JAX_BUILD:-}"
 if [[ -z $build ]]; then
@@ -37,8 +38,6 @@ step() {
 }
 py=.venv/bin/python
 step env JAX_BUILD="$build" bash launch/setup.sh
-settings=() # also of the data, which are refused with other ones
-for argument in "${training[@]}"; do [[ $argument != --config.* ]] || settings+=("$argument"); done
 step $py -m rastp_jax.prepare --config="$config" ${raw_dir:+--raw_dir="$raw_dir"} "${settings[@]}"
 step ./launch/restart_until_done.sh $py -m rastp_jax.train --config="$config" --workdir="$workdir" "${training[@]}"
 step $py -m rastp_jax.evaluate --workdir="$workdir"

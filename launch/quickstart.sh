@@ -24,10 +24,9 @@ config=configs/$dataset.py:cpu variant=,
 [[ $dataset == synthetic ]] && config=configs/tiny.py variant=:
 [[ -f ${config%:*} ]] || { echo "error: there is no dataset '$dataset': choose synthetic, beauty, sports or toys." >&2; exit 2; }
 workdir="${workdir:-runs/$dataset}"
+source launch/settings.sh
 source launch/setup.sh
 
-settings=() # also of the data, which are refused with other ones
-for argument in "${training[@]}"; do [[ $argument != --config.* ]] || settings+=("$argument"); done
 step() { printf '\n== %s\n' "$1"; shift; printf '   %s\n' "$*"; "$@"; }
 py=.venv/bin/python cache=--compilation_cache="$workdir/compiled"
 step "1 of 7: preparing the data and its semantic IDs" \

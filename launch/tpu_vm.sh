@@ -39,6 +39,7 @@ done
   exit 2
 }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/settings.sh
 where+=("--zone=$zone")
 [[ -z $(git status --porcelain) ]] || echo "warning: changes that are not committed are not copied to the TPU (git status)." >&2
 archive="${TMPDIR:-/tmp}/rastp_jax.tar.gz"
@@ -52,6 +53,7 @@ step() {
   printf '\n'
   [[ -n $dry ]] || "$@"
 }
+quoted() { [[ $# == 0 ]] || printf ' %q' "$@"; } # for the shell there
 tpu() { step gcloud compute tpus tpu-vm "$@" "${where[@]}"; }
 on() { tpu ssh "$name" --worker="$1" --command="$2"; } # worker number or "all"
 state() { [[ -n $dry ]] || gcloud compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)' 2>/dev/null; }
@@ -71,20 +73,17 @@ start() {
   [[ -z $nfs ]] || on all "mountpoint -q /mnt/share || { sudo apt-get -qq install -y nfs-common && sudo mkdir -p /mnt/share && sudo mount -t nfs -o hard $nfs /mnt/share; }" || return
   on all "cd rastp_jax && JAX_BUILD=tpu bash launch/setup.sh${bucket:+ && .venv/bin/python -m pip install --quiet 'gcsfs>=2025.3'}" || return
   # JAX on one worker alone would wait for the others: what does not need the TPU runs on the CPU.
-  on 0 "cd rastp_jax && JAX_PLATFORMS=cpu .venv/bin/python -m rastp_jax.prepare --config=$config $data${raw_dir:+ --raw_dir=$raw_dir}$settings"
+  on 0 "cd rastp_jax && JAX_PLATFORMS=cpu .venv/bin/python -m rastp_jax.prepare --config=$config $data${raw_dir:+ --raw_dir=$raw_dir}$(quoted "${settings[@]}")"
 }
 
 # Trains on all workers, and returns training's exit code: gcloud's says only that something failed.
 train() {
-  local arguments="" argument code file="rastp_jax/exit_code"
-  for argument in "${training[@]}"; do arguments+=" $(printf '%q' "$argument")"; done
-  on all "rm -f $file; (cd rastp_jax && .venv/bin/python -m rastp_jax.train --config=$config $data --workdir=$place/runs/$run$arguments); code=\$?; echo \$code > $file; exit \$code" && return
+  local code file="rastp_jax/exit_code"
+  on all "rm -f $file; (cd rastp_jax && .venv/bin/python -m rastp_jax.train --config=$config $data --workdir=$place/runs/$run$(quoted "${training[@]}")); code=\$?; echo \$code > $file; exit \$code" && return
   code="$(gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 --command="cat $file")" || code=1
   return "$code"
 }
 
-settings="" # also of the data, which are refused with other ones
-for argument in "${training[@]}"; do [[ $argument != --config.* ]] || settings+=" $(printf '%q' "$argument")"; done
 for ((attempt = 1; ; attempt++)); do
   code=0
   start || code=$?

@@ -1,10 +1,16 @@
-"""Commands that experiments run: one after the other, side by side, and what is said when one fails."""
+"""Commands that experiments run: one after the other, side by side, and what is said when one fails or is stopped."""
+
+import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from rastp_jax.errors import InputError
 from rastp_jax.experiments.commands import RunCommand, run_all, run_command
 
+ROOT = pathlib.Path(__file__).parent.parent
 MEET = """\
 import pathlib, sys, time
 mine, other = map(pathlib.Path, sys.argv[1:])
@@ -56,3 +62,37 @@ def test_what_is_finished_is_only_named(meet, capsys):
   run_all([[done, meet("next", "a", "a")]], at_once=2)
   said = capsys.readouterr().out
   assert "== Training x, done before" in said and "next: met" in said
+
+
+WRITE = """\
+import os, time
+from rastp_jax.runtime import cli, files
+
+def main():
+  os.chdir({place!r})
+  with files.open_atomic("recs.jsonl"), files.new_directory("exported"):
+    print("writing", flush=True)
+    time.sleep(60)
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)])
+def test_a_command_that_is_stopped_leaves_nothing_half_written(tmp_path, number, code):
+  process = subprocess.Popen(
+    [sys.executable, "-c", WRITE.format(place=str(tmp_path))],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    assert len(list(tmp_path.iterdir())) == 2
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  assert (process.returncode, said.strip()) == (code, f"{number.name}: stopped.")
+  assert not list(tmp_path.iterdir())

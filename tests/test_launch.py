@@ -80,9 +80,20 @@ def test_missing_options_are_named(command, missing):
   assert done.returncode == 2 and done.stderr.startswith("error: ") and missing in done.stderr
 
 
+@pytest.mark.parametrize("setting", ["--config.data.max_items 30", "--noconfig.data.cite"])
+@pytest.mark.parametrize(
+  "command", ["launch/quickstart.sh", *(DRY_RUNS[name][len("bash ") :] for name in ("local", "tpu_vm"))]
+)
+def test_settings_that_would_not_reach_what_is_prepared_are_refused(command, setting):
+  done = subprocess.run(["bash", *f"{ROOT}/{command} {setting}".split()], capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr.startswith("error: write settings like --config.") and setting.split()[0] in done.stderr
+
+
 def test_changes_that_would_not_reach_the_tpu_are_said(tmp_path):
   (tmp_path / "launch").mkdir()
-  script = shutil.copy(ROOT / "launch" / "tpu_vm.sh", tmp_path / "launch")
+  for name in ("settings.sh", "tpu_vm.sh"):
+    script = shutil.copy(ROOT / "launch" / name, tmp_path / "launch")
   git = ["git", "-C", tmp_path, "-c", "user.name=test", "-c", "user.email=test@example.com"]
   for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=first"]):
     subprocess.run([*git, *command], check=True)

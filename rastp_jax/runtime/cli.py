@@ -1,5 +1,6 @@
 """What all commands share: the --config flag, and mistakes of the user ended by one sentence instead of a traceback."""
 
+import contextlib
 import difflib
 import io
 import logging
@@ -7,9 +8,11 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
 # Before libraries are imported that read their settings once.
@@ -113,7 +116,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   """Parses flags, calls `main`, and exits with what it returns (None: 0).
 
   A mistake in the flags, the config or the files (`InputError`) and what the machine lacks end in one line on stderr
-  and `EXIT_MISTAKE`; a run of several processes that loses one of them in `EXIT_RESUME`.
+  and `EXIT_MISTAKE`; a run of several processes that loses one of them in `EXIT_RESUME`. What SIGTERM or Ctrl-C ends
+  removes first what it has half written (`preemption.listen` goes before).
   """
   sys.stdout, sys.stderr = _until_gone(sys.stdout), _until_gone(sys.stderr)
   _one_device_per_core()
@@ -130,7 +134,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.value)
       if "coordinator_address" in flags.FLAGS:
         processes.join(*(flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id")))
-      return main()
+      with _stopped_by_sigterm():  # JAX has set a handler of its own when several processes have joined
+        return main()
+    except (KeyboardInterrupt, _Stopped) as stop:
+      _stop(stop)
     except InputError as error:
       _leave_at_last()
       _fail(str(error))
@@ -143,6 +150,41 @@ def run(main: Callable[[], int | None]) -> NoReturn:
       raise
 
   app.run(guarded, flags_parser=_parse)
+
+
+class _Stopped(BaseException):
+  """SIGTERM has come."""
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+  """Inside, the first SIGTERM raises `_Stopped`, and another one ends the process at once; unless it is handled."""
+  if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    yield
+    return
+
+  def stop(*_) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise _Stopped
+
+  signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stop(stop: BaseException) -> NoReturn:
+  """Ends the process with what shells show of one that a signal ended, and without a traceback."""
+  number = signal.SIGTERM if isinstance(stop, _Stopped) else signal.SIGINT
+  print(f"\n{number.name}: stopped.", file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():  # an ordinary exit waits for the others
+    time.sleep(3)  # the end of process 0 aborts those that are still removing theirs
+    os._exit(128 + number)
+  if number == signal.SIGTERM:
+    sys.exit(128 + number)
+  sys.excepthook = lambda *_: None
+  raise stop  # Python ends by SIGINT, so that a shell's loop ends, too
 
 
 class _UntilGone(io.FileIO):
