@@ -516,6 +516,23 @@ def test_budgets(settings, length, expected):
   assert schedule.budgets(settings, length, ItemLayout(4, True)) == expected
 
 
+@pytest.mark.parametrize(
+  ("settings", "expected"),
+  [
+    ({"keep_ratio": (0.5, 0.5)}, [1]),  # "half, then half of that", which it is not
+    ({"keep_ratio": (0.5, 0.25)}, []),
+    ({"keep_tokens": (100, 90)}, [0]),  # of the longest; the next stage shortens it
+    ({"keep_tokens": (50, 10)}, []),  # the shorter one stays whole after block 0
+    ({"method": "item_mean", "keep_ratio": (1.0, 1.0)}, [1]),
+    ({"method": "none"}, []),
+    ({"after_block": (0,), "keep_ratio": (1.0,), "random_keep_ratios": (1.0, 0.5)}, []),
+  ],
+)
+def test_stages_that_shorten_nothing(settings, expected):
+  config = ReductionConfig(**{"after_block": (0, 1), **settings})
+  assert schedule.idle_blocks(schedule.drawn(config), (40, 100), ItemLayout(4, True)) == expected
+
+
 def test_original_positions_are_the_biases_of_the_kept_places():
   """Dropping nothing but one padded token leaves the dense model's answer."""
   inputs = jnp.pad(make_history(), ((0, 0), (0, 1), (0, 0)), constant_values=-1)

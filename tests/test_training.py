@@ -293,8 +293,10 @@ def test_a_finished_run_that_is_made_longer_has_no_summary_until_it_ends(referen
 def test_a_run_says_what_it_does_and_what_comes_next(tmp_path, capsys):
   scores = iter([0.25, 0.5, 0.125])
   evaluate = lambda model: {"recall@5": next(scores)}
-  run(tmp_path / "a run", evaluate, train__eval_every="4 steps")
+  assert not setup_of().warning
+  run(tmp_path / "a run", evaluate, train__eval_every="4 steps", reduction__keep_ratio=(1.0,))
   said = capsys.readouterr().out
+  assert "\nWARNING: config.reduction shortens no history after block 0, not even one of 30 positions: a" in said
   assert "compiling 1 of 1: histories of up to 6 items …\n" in said and "validating at step 4 …\n" in said
   assert re.search(r"^step 4/12  33% .* left \| validation recall@5 0.2500 at step 4$", said, re.MULTILINE)
   assert re.search(r"^step 9/12  75% .* validation recall@5 0.5000 at step 8$", said, re.MULTILINE)

@@ -1,7 +1,7 @@
 """After which blocks tokens become fewer, by which method, and how many are left: static facts for each length."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rastp_jax.config import ReductionConfig
@@ -54,3 +54,12 @@ def stages(config: ReductionConfig, length: int, layout: ItemLayout) -> Mapping[
 def budgets(config: ReductionConfig, length: int, layout: ItemLayout) -> dict[int, int]:
   """Tokens left after each encoder block that reduces; see `stages`."""
   return {block: stage.budget for block, stage in stages(config, length, layout).items()}
+
+
+def idle_blocks(configs: Iterable[ReductionConfig], lengths: Iterable[int], layout: ItemLayout) -> list[int]:
+  """Blocks after which these reductions were to shorten sequences of these lengths (positions), and shorten none."""
+  asked, reduced = set(), set()
+  for config in configs:
+    asked |= set() if config.method == "none" else set(config.after_block)
+    reduced |= {block for length in lengths for block in stages(config, length, layout)}
+  return sorted(asked - reduced)

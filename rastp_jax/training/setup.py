@@ -81,6 +81,20 @@ class Setup:
     return sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
 
   @property
+  def warning(self) -> str:
+    """What may not be meant, or ""."""
+    layout = nnx.merge(self.graph, self.shapes.params).layout
+    positions = [items * layout.item_length for items in self.lengths]
+    idle = schedule.idle_blocks(schedule.drawn(self.config.reduction), positions, layout)
+    if not idle:
+      return ""
+    return (
+      f"WARNING: config.reduction shortens no history after block {', '.join(map(str, idle))}, not even one of "
+      f"{positions[-1]} positions: a budget is of the bucket's positions, not of what another stage has left. Give a "
+      "lower keep_ratio or keep_tokens there, or leave that stage out."
+    )
+
+  @property
   def saved_shapes(self) -> dict[str, Any]:
     """What a checkpoint holds, as shapes and types placed on the mesh."""
     return placed(jax.eval_shape(to_saved, self.shapes), self.mesh)

@@ -108,6 +108,8 @@ def train(
       f"{setup.parameters:,} parameters, {plan.length} ({plan.steps_per_epoch:,} steps per epoch), "
       f"{f'going on from step {step:,}' if step else 'from scratch'}. Logs: {workdir}"
     )
+    if setup.warning:
+      terminal.say(setup.warning)
     clock = Clock(saved.seconds)
     progress = Progress(workdir.log, workdir.tensorboard, plan, clock, saved, learning_rate=setup.learning_rate)
     at_the_end.callback(progress.close)
