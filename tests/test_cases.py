@@ -109,6 +109,23 @@ def test_a_header_is_no_row_although_columns_are_named(tmp_path, columns):
   )
 
 
+@pytest.mark.parametrize(("header", "columns"), [("item_id,name", ("item", "title")), ("id,Title", ("title", "item"))])
+def test_a_header_is_no_item_although_columns_are_named(tmp_path, header, columns):
+  files = {"interactions.csv": lines(), "items.csv": f"{header}\ni0,Tea\n"}
+  refused(
+    tmp_path,
+    files,
+    f"column names {', '.join(header.split(','))} .*config.data.item_file_columns",
+    item_file_columns=columns,
+  )
+
+
+def test_an_items_file_without_a_header_is_read_whole(tmp_path):
+  files = {"interactions.csv": lines(), "items.csv": "i0;Tea\ni1;Pot\n"}
+  found, _ = read(tmp_path, files, item_file_columns=("item", "title"))
+  assert [item.title for item in found.items][:2] == ["Tea", "Pot"]
+
+
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|", "::"])
 def test_a_file_without_a_header_is_refused_until_its_columns_are_named(tmp_path, separator):
   files = {"interactions.csv": lines([(u, t, i) for u, i, t in ROWS], separator, header="")}

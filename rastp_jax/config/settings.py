@@ -83,7 +83,9 @@ class DataConfig(Section):
   )
   item_file_columns: tuple[str, ...] = setting((), "the same of your own items file", makes=Makes.ROWS)
   separator: str = setting(
-    "", "between the values of your own CSV files: a character, or tab; '': recognised", makes=Makes.ROWS
+    "",
+    "between the values of your own interactions in CSV: characters, or tab; '': recognised, as in the items file",
+    makes=Makes.ROWS,
   )
   time_format: str = setting(
     "", "how your own files write times, like %d/%m/%Y %H:%M (strptime); '': numbers and ISO dates", makes=Makes.ROWS

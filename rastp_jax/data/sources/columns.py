@@ -69,6 +69,12 @@ def fits(header: Sequence[str], config: DataConfig, roles: Sequence[str] = tuple
   return sum(_find(header, config, role) is not None for role in roles)
 
 
+def fits_items(header: Sequence[str], config: DataConfig) -> int:
+  """The same of an items file, which may call its ids by one name more."""
+  has_ids = _find(header, config, "item_column") is not None or _ITEM_ID in map(str.lower, header)
+  return has_ids + fits(header, config, tuple(_TEXT_KNOWN_AS))
+
+
 def interaction_columns(table: Table, config: DataConfig) -> Columns:
   """The columns of an interactions file.
 

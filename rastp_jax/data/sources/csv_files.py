@@ -98,8 +98,8 @@ class CsvFile:
         )
       if not self._skip and fits(header) > 1:
         raise InputError(
-          f"{path} has the column names {', '.join(header)} in its first line, but config.data.columns gives others: "
-          "leave config.data.columns out, or give it these names."
+          f"{path} has the column names {', '.join(header)} in its first line, but config.data.columns gives others "
+          "(or, for the items file, config.data.item_file_columns): leave the setting out, or give it these names."
         )
       header = [name if name.strip("_") else f"_{place}" for place, name in enumerate(names)]
     if any("\ufffd" in name for name in header):

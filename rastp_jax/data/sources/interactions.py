@@ -282,8 +282,7 @@ def tables_of(
   )
   if not items:
     return log, None
-  names = ("item_column",)
-  return log, Table(items, config.item_file_columns, fits=lambda header: columns_lib.fits(header, config, names))
+  return log, Table(items, config.item_file_columns, fits=lambda header: columns_lib.fits_items(header, config))
 
 
 def _one(root: pathlib.Path, stem: str) -> list[pathlib.Path] | None:
