@@ -82,7 +82,7 @@ def main():
     shards=_SHARDS.value,
   )
   # Where the recommendations go to stdout, it holds nothing else.
-  print(f"{output}: {summary.describe()}", file=sys.stderr if output == files.STDOUT else sys.stdout)
+  print(f"{output}: {summary.describe()}", file=sys.stderr if files.is_stdout(output) else sys.stdout)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,29 @@ def test_a_new_directory_appears_once_it_is_whole(server):
   assert server.names() == ["export/a.json", "export/b"]
 
 
+def test_a_new_directory_that_cannot_be_written_is_refused_before_the_work(server, monkeypatch):
+  monkeypatch.setattr(buckets._files(), "pipe_file", unittest.mock.Mock(side_effect=PermissionError("forbidden")))
+  sentence = r"gs://bucket/export cannot be reached \(forbidden\)"
+  with pytest.raises(InputError, match=sentence), files.new_directory("gs://bucket/export"):
+    pytest.fail("this is the work")
+
+
+def test_slashes_at_the_beginning_are_one(server):
+  files.write_json("gs://bucket/a/b.json", {"one": 1})
+  another_machine()
+  assert files.read_json("gs://bucket//a/b.json", "") == {"one": 1}
+
+
+def test_what_is_large_is_not_copied_with_the_directories_above_it(server):
+  for name in ("config.json", "checkpoints/5/weights", "profile/trace"):
+    files.write_atomic(f"gs://bucket/runs/beauty/{name}", name)
+  another_machine()
+  copied = [path for path in files.check_path("gs://bucket/runs").rglob("*") if path.is_file()]
+  assert [path.name for path in copied] == ["config.json"]
+  assert files.check_path("gs://bucket/runs/beauty/checkpoints/5/weights").is_file()
+  assert not files.check_path("gs://bucket/runs/beauty/profile/none").exists()
+
+
 @pytest.mark.parametrize("path", ["gs:/bucket/x", "s3://bucket/x", "gs://", "file:///x", "hdfs://host/x"])
 def test_paths_of_other_kinds_are_refused_and_make_no_folder(path, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

@@ -134,10 +134,15 @@ def test_the_report_of_both_runs_shows_item_titles(trained):
     (["rastp_jax.report", "--workdir=nowhere", "--output=x"], "nowhere has no results yet"),
     (["rastp_jax.train", "--config=configs/tiny.py"], "--workdir is missing"),
     (["rastp_jax.train", "--config=configs/tiny.py", "--workdir=x", "--config.data.data_dir=nowhere"], "not prepared"),
+    (["rastp_jax.train", "--config={broken}"], "The config file cannot be used: AssertionError."),
+    (["rastp_jax.train", "--config={absent}", "--workdir=x"], "No such file or directory: 'own.json'."),
   ],
 )
-def test_mistakes_end_in_one_sentence(arguments, sentence):
-  code, _, err = command(*arguments)
+def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path):
+  places = {name: tmp_path / f"{name}.py" for name in ("broken", "absent")}
+  places["broken"].write_text("def get_config():\n  assert False\n")
+  places["absent"].write_text("def get_config():\n  return open('own.json')\n")
+  code, _, err = command(*(argument.format(**places) for argument in arguments))
   assert code == 2 and "Traceback" not in err
   assert sentence in err.strip().splitlines()[-1]
   assert not (ROOT / "x").exists()

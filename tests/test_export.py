@@ -114,6 +114,14 @@ def test_the_loader_says_what_is_wrong_and_ends_with_2(exported, arguments, sent
   assert done.stderr.startswith("error: ") and sentence in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_the_loader_answers_with_fewer_than_ten_beams(exported, monkeypatch, capsys):
+  model = exported_model.ExportedModel(exported)
+  model.info = model.info | {"beam_width": 4}
+  monkeypatch.setattr(exported_model, "ExportedModel", lambda _: model)
+  assert exported_model.main(["1", "3"]) == 0
+  assert len(capsys.readouterr().out.splitlines()) == 4
+
+
 def test_the_loader_escapes_what_does_not_show(live, tmp_path):
   saved, items = live
   title = "\x1b[2J\u202eü\nline\ud800"

@@ -76,6 +76,7 @@ def test_standard_output(path, capfd, tmp_path, monkeypatch):
   print("after")
   assert capfd.readouterr().out == "before\ncontent\nafter\n"
   assert not list(tmp_path.iterdir())
+  assert files.is_stdout(path) and not any(map(files.is_stdout, ("recs.jsonl", "/dev/stderr", "/dev/null")))
 
 
 def test_a_symlink_is_followed_and_stays(tmp_path):
@@ -202,9 +203,10 @@ def test_codes_are_not_replaced_by_what_is_said_about_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_recommend_writes_to_standard_output_and_nothing_else_there(published_run, tmp_path):
+@pytest.mark.parametrize("output", ["-", "/dev/stdout"])
+def test_recommend_writes_to_standard_output_and_nothing_else_there(published_run, tmp_path, output):
   (tmp_path / "in.jsonl").write_text(LINE)
-  flags = [f"--workdir={published_run}", f"--input={tmp_path / 'in.jsonl'}", "--output=-", "-k", "3"]
+  flags = [f"--workdir={published_run}", f"--input={tmp_path / 'in.jsonl'}", f"--output={output}", "-k", "3"]
   code, out, err = command("rastp_jax.recommend", *flags)
   assert code == 0, err
   (line,) = map(json.loads, out.splitlines())

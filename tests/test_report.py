@@ -128,7 +128,7 @@ TITLES = [EVIL, *"abcd", ""]
 
 def inspection_by_hand(survival):
   """Eight users whose last item is one of five."""
-  return html_report.Inspection(TITLES, [np.asarray([0, 5], np.int32)] * 8, np.arange(8) % 5, survival)
+  return html_report.Inspection(TITLES, [np.asarray([0, 5], np.int32)] * 8, np.arange(8) % 5, survival, levels=2)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +173,7 @@ def test_the_page_needs_nothing_but_itself(written):
   ):
     assert said in seen.text, said
   assert "half of the tokens" not in seen.text  # how many are left was not counted
+  assert "code 2, fine" in seen.text
   assert "popularity0.01000.02000.0000" in re.sub(r"\s", "", seen.text)
   assert "Equal in all runs: training, minutes 1.0" in seen.text
   assert "Made by python -m this" in seen.text
@@ -234,6 +235,21 @@ def test_each_dataset_has_plots_of_its_own(tmp_path):
   names = {file.name for file in tmp_path.iterdir() if file.suffix == ".svg"}
   assert len(names) == path.read_text().count("<svg ")
   assert {"beauty_survival_pruned.svg", "toys_survival_pruned.svg"} <= names
+
+
+def test_runs_that_read_histories_of_different_lengths_stand_side_by_side(tmp_path):
+  long, short = survival_by_hand(), survival_by_hand()
+  short = dataclasses.replace(short, items=short.items[:, 1:], dropped_at=short.dropped_at[:, 1:])
+  survivals = {"long": long, "short": short}
+  runs = [make_result(name, np.arange(40) % 20, method="rastp") for name in survivals]
+  runs = [dataclasses.replace(run, answers=np.tile([0, 1, 2, 3, 4], (40, 1))) for run in runs]
+  log = {name: np.asarray([1.0, 2.0, 3.0]) for name in ("step", "seconds", "loss")}
+  inspect = lambda name: inspection_by_hand(survivals[name])
+  path = html_report.write(tmp_path, runs, dict.fromkeys(survivals, log), inspect, command="python -m this")
+  cells = [
+    len(re.findall("<span", cell)) for cell in re.findall(r'<td class="cells">(.*?)</td>', path.read_text(), re.DOTALL)
+  ]
+  assert cells == [3, 3, 3, 0]  # user 7's items, the newest first
 
 
 def test_every_plot_is_a_file_of_its_own_too(written):

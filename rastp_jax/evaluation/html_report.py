@@ -33,12 +33,14 @@ class Inspection:
     histories: item rows before the held-out one, the most recent one last, by user index.
     targets: item rows, each user's held-out one, by user index.
     survival: which tokens of which users survive; None for a model that reduces nothing.
+    levels: learned codes of an item.
   """
 
   titles: Sequence[str]
   histories: Sequence[np.ndarray]
   targets: np.ndarray
   survival: Survival | None
+  levels: int
 
 
 @dataclasses.dataclass
@@ -240,7 +242,7 @@ def _survival(page: _Page, dataset: str, group: Group, inspection: Inspection) -
   losing = survival.losing()
   if not len(losing.users):
     return {"name": group.name, "plots": None}
-  kinds = _kinds(group, survival)
+  kinds = _level_names(survival.kinds, inspection.levels)
   counts = losing.counts()
   separators = (
     f" Separators are {counts['separator_share']:.0%} of their tokens and "
@@ -262,10 +264,6 @@ def _survival(page: _Page, dataset: str, group: Group, inspection: Inspection) -
       f"{counts['surviving']:.1f}.{separators}"
     ),
   }
-
-
-def _kinds(group: Group, survival: Survival) -> list[str]:
-  return _level_names(survival.kinds, group.results[0].metrics["config"]["semantic_ids"]["levels"])
 
 
 def _strips(groups: Sequence[Group], inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
@@ -295,20 +293,20 @@ def _strip(user: int, groups: Sequence[Group], inspections: Sequence[Inspection]
   first = inspections[0]
   target = int(first.targets[user])
   reduced = [
-    (group, inspection.survival, int(np.flatnonzero(inspection.survival.users == user)[0]))
+    (group, inspection, inspection.survival, int(np.flatnonzero(inspection.survival.users == user)[0]))
     for group, inspection in zip(groups, inspections, strict=True)
     if inspection.survival is not None and user in inspection.survival.losing().users
   ]
   history = first.histories[user][::-1]
-  read = max(((survival.items[row] >= 0).sum() for _, survival, row in reduced), default=len(history))
+  read = max(((survival.items[row] >= 0).sum() for *_, survival, row in reduced), default=len(history))
   return {
     "number": user,
     "target": _title(first, target),
-    "columns": [group.name for group, _, _ in reduced],
+    "columns": [group.name for group, *_ in reduced],
     "history": [
       {
         "title": _title(first, int(item)),
-        "cells": [_cells(group, survival, row, back) for group, survival, row in reduced],
+        "cells": [_cells(inspection.levels, survival, row, back) for _, inspection, survival, row in reduced],
       }
       for back, item in enumerate(history[:read])
     ],
@@ -325,9 +323,11 @@ def _answers(result: Result, user: int, inspection: Inspection) -> list[dict[str
   return [{"title": _title(inspection, item), "hit": item == target} for item in items]
 
 
-def _cells(group: Group, survival: Survival, row: int, back: int) -> list[dict[str, Any]]:
-  """The tokens of the item `back` places before the most recent one."""
-  kinds, stages = _kinds(group, survival), survival.dropped_at[row, -1 - back]
+def _cells(levels: int, survival: Survival, row: int, back: int) -> list[dict[str, Any]]:
+  """The tokens of the item `back` places before the most recent one; none where the model reads fewer items."""
+  if back >= survival.dropped_at.shape[1]:
+    return []
+  kinds, stages = _level_names(survival.kinds, levels), survival.dropped_at[row, -1 - back]
   return [
     {"kind": kind, "survived": stage == SURVIVED, "stage": int(stage)}
     for kind, stage in zip(kinds, stages, strict=True)

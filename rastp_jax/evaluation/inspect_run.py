@@ -28,4 +28,5 @@ def inspect_run(workdir: str, split: str, data_dir: str | None = None) -> Inspec
     survival = measure_survival(
       saved.model, saved.histories, saved.semantic_ids, saved.config, saved.mesh, split, users=_MEASURED_USERS
     )
-  return Inspection([item.title for item in items], histories, saved.histories.items[ends - 1], survival)
+  titles, levels = [item.title for item in items], saved.semantic_ids.learned.shape[1]
+  return Inspection(titles, histories, saved.histories.items[ends - 1], survival, levels)

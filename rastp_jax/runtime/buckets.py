@@ -57,7 +57,8 @@ def local(url: str) -> pathlib.Path:
       f"{url} cannot be used: paths are local or in Google Cloud Storage, like gs://BUCKET/DIRECTORY; mount other "
       "storage and give the path of the mount."
     )
-  name = f"{match[1]}{os.path.normpath(match[2] or '/')}".rstrip("/")
+  inside = (match[2] or "").lstrip("/")  # normpath leaves two slashes at the beginning
+  name = f"{match[1]}{os.path.normpath(f'/{inside}')}".rstrip("/")
   path = _root() / name
   if not _is_copied(name):
     _copy(name, path)
@@ -68,7 +69,12 @@ def _is_copied(name: str) -> bool:
   """Whether an object or a directory was copied, or a directory in which it is."""
   parents = [name, *map(str, pathlib.PurePosixPath(name).parents)]
   inside = next((name.removeprefix(parent) for parent in parents if parent in _copied), None)
-  return inside is not None and inside.strip("/").split("/")[0] not in _NOT_COPIED
+  return inside is not None and not _is_left_out(inside.strip("/"))
+
+
+def _is_left_out(inside: str) -> bool:
+  """Whether a path inside a directory leads to one of `_NOT_COPIED`, or into it."""
+  return not set(_NOT_COPIED).isdisjoint(inside.split("/"))
 
 
 def remote(path: pathlib.Path) -> epath.Path | None:
@@ -347,9 +353,7 @@ def _copy(name: str, path: pathlib.Path, without: Set[pathlib.Path] = frozenset(
     torn = {one.rpartition("/")[0] for one in below if ".array_record" in one}
     torn -= {one.rpartition("/")[0] for one in below if one.endswith(f"/{_LAST}") or one == _LAST}
     wanted = [
-      one
-      for one in below
-      if not one.endswith("/") and one.split("/")[0] not in _NOT_COPIED and one.rpartition("/")[0] not in torn
+      one for one in below if not one.endswith("/") and not _is_left_out(one) and one.rpartition("/")[0] not in torn
     ]
     if name in found:
       path.parent.mkdir(parents=True, exist_ok=True)

@@ -91,6 +91,10 @@ def load_config(flag_value: Any, begun: Callable[[], config_lib.Config | None] =
   """
   if flag_value is None:
     raise InputError("--config is missing: give a config, like --config=beauty:cpu or --config=configs/own.py.")
+  try:
+    getattr(flag_value, "keys", None)  # in place of a file that cannot be read, ml_collections gives what raises here
+  except OSError as error:
+    raise InputError(f"The config file cannot be used: {error.__cause__ or error}.") from error
   config = config_lib.from_dict(flag_value)
   if config.model.dtype != "auto":
     return config
@@ -245,7 +249,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except flags.Error as error:
     _fail(f"{error}: see --help for the flags there are.")
   except Exception as error:  # whatever a config file's own code raises, under ml_collections' wrapping
-    last_line = str(error).strip().splitlines()[-1]
+    last_line = (str(error).strip() or type(error).__name__).splitlines()[-1]
     _fail(f"The config file cannot be used: {last_line}.")
 
 

@@ -94,6 +94,11 @@ def open_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
     raise
 
 
+def is_stdout(path: str | os.PathLike) -> bool:
+  """Whether an output goes to standard output."""
+  return _stream(path) == 1
+
+
 def _stream(path: str | os.PathLike) -> int | pathlib.Path | None:
   """What an output that is not a file is written through: a descriptor or a path to open; None for a file."""
   text = os.fspath(path)
@@ -136,6 +141,7 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
       raise InputError(f"{path} exists and is not empty: choose a new directory, or remove it.")
     target.parent.mkdir(parents=True, exist_ok=True)
+    buckets.check_writable(target)
     temporary = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
   except OSError as error:
     raise InputError(f"{path} cannot be written ({error.strerror}): choose another directory.") from error

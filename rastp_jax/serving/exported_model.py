@@ -161,7 +161,7 @@ def main(history):
     return 2
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not have every letter
-  for item, score in model.recommend([history])[0]:
+  for item, score in model.recommend([history], k=min(10, model.info["beam_width"]))[0]:
     item_id, asin, title = (printable(item[name]) for name in ("item_id", "asin", "title"))
     print(f"{score:8.3f}  {item_id:>8}  {asin:10}  {title}")
   return 0

@@ -58,7 +58,7 @@ python load.py ITEM ITEM ITEM       # item ids or ASINs, the most recent one las
 from load import ExportedModel
 
 model = ExportedModel("DIR")        # this directory
-model.recommend([["ITEM", "ITEM"]], k=10)   # per history [(item, log-probability), …], best first
+model.recommend([["ITEM", "ITEM"]], k={{ [beam_width, 10] | min }})  # of each [(item, log-probability), …], best first
 ```
 
 `load.py` is short: it also shows how to call the programs (`decode_N_items.jax`, made by `jax.export` of JAX \

@@ -196,7 +196,7 @@ def _check(
     raise InputError(f"shards={shards} cannot be used: give a number from 1 to {MAX_SHARDS}.")
   if shards == 1 and jax.process_count() > 1:
     raise InputError("Several processes cannot write one file: give as many shards as processes, or more.")
-  if shards > 1 and (stream or os.fspath(output) == files.STDOUT or _is_stream(output)):
+  if shards > 1 and (stream or files.is_stdout(output) or _is_stream(output)):
     raise InputError("Shards need an input and an output that are files: streams are read and written once.")
   for path in [output] if shards == 1 else [shard_path(output, shard, shards) for shard in _mine(shards)]:
     files.check_writable(path, inputs=others)
