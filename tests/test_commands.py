@@ -65,10 +65,11 @@ def test_what_is_finished_is_only_named(meet, capsys):
 
 
 WRITE = """\
-import os, time
+import os, signal, time
 from rastp_jax.runtime import cli, files
 
 def main():
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also in the background of a script
   os.chdir({place!r})
   with files.open_atomic("recs.jsonl"), files.new_directory("exported"):
     print("writing", flush=True)
@@ -80,19 +81,14 @@ cli.run(main)
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)])
 def test_a_command_that_is_stopped_leaves_nothing_half_written(tmp_path, number, code):
-  process = subprocess.Popen(
-    [sys.executable, "-c", WRITE.format(place=str(tmp_path))],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    assert process.stdout is not None and process.stdout.readline() == "writing\n"
-    assert len(list(tmp_path.iterdir())) == 2
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-  finally:
-    process.kill()
+  command, pipe = [sys.executable, "-c", WRITE.format(place=str(tmp_path))], subprocess.PIPE
+  with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+    try:
+      assert process.stdout is not None and process.stdout.readline() == "writing\n"
+      assert len(list(tmp_path.iterdir())) == 2
+      process.send_signal(number)
+      _, said = process.communicate(timeout=60)
+    finally:
+      process.kill()
   assert (process.returncode, said.strip()) == (code, f"{number.name}: stopped.")
   assert not list(tmp_path.iterdir())
