@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read, and the exit codes."""
+"""What a user is meant to read when a command ends early, and the exit codes."""
 
 # What a process returns. 0: done; anything else that is not named here is a crash, like any program's.
 EXIT_MISTAKE = 2  # a person must act: a mistake in flags, settings or files, a full disk, a loss that is not finite
@@ -18,3 +18,10 @@ class InputError(ValueError):
   def __init__(self, sentence: str):
     half = _LONGEST // 2
     super().__init__(sentence if len(sentence) <= _LONGEST else f"{sentence[:half]} … {sentence[-half:]}")
+
+
+class StoppedError(Exception):
+  """A signal has stopped what the same command goes on with.
+
+  The message is a sentence that says so. The binaries print it without a traceback and exit with `EXIT_RESUME`.
+  """

@@ -1,13 +1,15 @@
 """Commands that experiments run: one after the other, side by side, and what is said when one fails or is stopped."""
 
+import os
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from rastp_jax.errors import InputError
+from rastp_jax.errors import EXIT_RESUME, InputError
 from rastp_jax.experiments.commands import RunCommand, run_all, run_command
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -62,6 +64,47 @@ def test_what_is_finished_is_only_named(meet, capsys):
   run_all([[done, meet("next", "a", "a")]], at_once=2)
   said = capsys.readouterr().out
   assert "== Training x, done before" in said and "next: met" in said
+
+
+CHAIN = """\
+import signal
+from rastp_jax.experiments.commands import RunCommand, run_all
+from rastp_jax.runtime import cli
+
+def main():
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also in the background of a script
+  commands = {commands!r}
+  run_all([[RunCommand(title, arguments) for title, arguments in commands]])
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_chains_stop_what_runs_begin_nothing_and_say_how_to_go_on(meet, tmp_path, number):
+  """SIGTERM to the process alone, Ctrl-C to its whole group, as a terminal has it; 75 as training has it."""
+  commands = [(each.title, each.arguments) for each in (meet("waiting", "here", "never"), meet("never", "x", "x"))]
+  program, pipe = CHAIN.format(commands=commands), subprocess.PIPE
+  with subprocess.Popen(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    stdout=pipe,
+    stderr=pipe,
+    text=True,
+    start_new_session=True,
+    env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+  ) as process:
+    try:
+      until = time.monotonic() + 60
+      while not (tmp_path / "here").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+      (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+      out, said = process.communicate(timeout=60)
+    finally:
+      process.kill()
+  assert process.returncode == EXIT_RESUME, said
+  assert "\nwaiting was stopped: go on where it stopped by `python -c" in said
+  assert "== waiting" in out and "== never" not in out and not (tmp_path / "x").exists()
 
 
 WRITE = """\

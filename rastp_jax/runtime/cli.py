@@ -25,7 +25,7 @@ from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from rastp_jax import config as config_lib  # noqa: E402
-from rastp_jax.errors import EXIT_MISTAKE, EXIT_RESUME, InputError  # noqa: E402
+from rastp_jax.errors import EXIT_MISTAKE, EXIT_RESUME, InputError, StoppedError  # noqa: E402
 from rastp_jax.runtime import buckets, machine, processes, recorded_config, xla  # noqa: E402
 
 GRACE_SECONDS = 20  # that a process which found a mistake waits for the others of its run to find it, too
@@ -120,8 +120,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   """Parses flags, calls `main`, and exits with what it returns (None: 0).
 
   A mistake in the flags, the config or the files (`InputError`) and what the machine lacks end in one line on stderr
-  and `EXIT_MISTAKE`; a run of several processes that loses one of them in `EXIT_RESUME`. What SIGTERM or Ctrl-C ends
-  removes first what it has half written (`preemption.listen` goes before).
+  and `EXIT_MISTAKE`; a run of several processes that loses one of them, and what was stopped and can go on
+  (`StoppedError`), in `EXIT_RESUME`. What SIGTERM or Ctrl-C ends otherwise removes first what it has half written
+  (`preemption.listen` goes before).
   """
   sys.stdout, sys.stderr = _until_gone(sys.stdout), _until_gone(sys.stderr)
   _one_device_per_core()
@@ -142,6 +143,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         return main()
     except (KeyboardInterrupt, _Stopped) as stop:
       _stop(stop)
+    except StoppedError as stop:
+      print(f"\n{stop}", file=sys.stderr, flush=True)
+      sys.exit(EXIT_RESUME)
     except InputError as error:
       _leave_at_last()
       _fail(str(error))
