@@ -22,6 +22,7 @@ from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.evaluation.user_ranks import UserRanks
 from rastp_jax.generation.beam_search import beam_search
 from rastp_jax.generation.decode import item_tables, make_decode
+from rastp_jax.generation.mixture import NO_BEAM
 from rastp_jax.generation.trie import build_transitions
 from rastp_jax.model.encoder_decoder import EncoderDecoder
 from rastp_jax.reduction.methods import REDUCTIONS
@@ -57,7 +58,7 @@ def test_beams_that_are_not_an_item_keep_their_rank():
 
 
 def test_faults_are_counted():
-  items = np.asarray([[3, 1, 3, -1], [0, 1, 2, 3], [-1, -1, 5, 5]])
+  items = np.asarray([[3, 1, 3, -1], [0, 1, 2, 3], [-1, -1, 5, 5], [4, NO_BEAM, NO_BEAM, NO_BEAM]])
   assert metrics.beam_faults(items) == {"invalid_beams": 3, "repeated_beams": 2}
 
 

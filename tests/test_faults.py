@@ -278,6 +278,19 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, capsys):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved_params(tmp_path).params))
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_single_steps_that_are_not_finite_stop_no_run_and_the_rate_waits_for_them(tmp_path, accumulated):
+  """Three of them, of which two in a row were too many; the logged rate is that of the last update that was made."""
+  settings = {"max_nonfinite_steps": 1, "schedule": "cosine", "warmup": "0 steps", "learning_rate": 2.0}
+  settings = {f"train__{name}": value for name, value in settings.items()}
+  result = run(tmp_path, batches=poison({2, 5, 8}), train__grad_accumulation_steps=accumulated, **settings)
+  assert result.step == 12
+  rate = lambda update: 1.0 + np.cos(np.pi * update / (12 // accumulated))
+  made = {3: 2, 6: 4, 9: 6, 12: 9}  # steps that were not skipped
+  expected = [rate(max(made[step] // accumulated - 1, 0)) for step in (3, 6, 9, 12)]
+  np.testing.assert_allclose(list(logged(tmp_path, "learning_rate").values()), expected, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_too_many_of_them_in_a_row_stop_the_run_with_the_weights_of_before(tmp_path):
   with pytest.raises(

@@ -20,6 +20,7 @@ from rastp_jax.generation.mixture import Source, mix
 from rastp_jax.serving import artifact
 from rastp_jax.serving.exported_model import ExportedModel
 from rastp_jax.serving.recommender import Recommender
+from tests.helpers.codes import items_of
 from tests.helpers.saved import make_saved
 
 COUNTS = CountsConfig(share=0.6, window=3, distance_power=0.7, backward=0.3, decay=0.6, last_items=4)
@@ -84,7 +85,7 @@ def test_codes_are_found_and_others_are_not(saved):
   rng = np.random.default_rng(0)
   asked = np.concatenate([codes[rng.permutation(50)], rng.integers(-1, 9, (70, codes.shape[1]))])[None]
   found = jax.jit(trie.find_items)(transitions, jnp.asarray(asked))
-  np.testing.assert_array_equal(found, saved[0].semantic_ids.items_of(asked))
+  np.testing.assert_array_equal(found, items_of(saved[0].semantic_ids, asked))
   assert (np.asarray(found) < 0).any()
 
 
@@ -96,7 +97,7 @@ def test_an_answer_mixes_the_model_with_counts(saved):
   mixed = jax.jit(
     lambda params, rows: decode.answer(nnx.merge(graph, params), tables, rows, saved.config.eval, COUNTS)
   )(params, rows)
-  codes = jnp.asarray(saved.semantic_ids.lookup(rows))
+  codes = jnp.where(rows[..., None] >= 0, jnp.asarray(saved.semantic_ids.codes)[rows], -1)
   beams = jax.jit(
     lambda params: beam_search(
       (model := nnx.merge(graph, params)), model.encode(codes), tables.transitions, 12, renormalize=False
@@ -104,7 +105,7 @@ def test_an_answer_mixes_the_model_with_counts(saved):
   )(params)
   scores = Counts.fit(histories, COUNTS).scores(rows)
   expected = COUNTS.share * scores / scores.sum(axis=1, keepdims=True)
-  items = saved.semantic_ids.items_of(np.asarray(beams.codes))
+  items = items_of(saved.semantic_ids, np.asarray(beams.codes))
   np.put_along_axis(
     expected, items, np.take_along_axis(expected, items, 1) + (1 - COUNTS.share) * np.exp(beams.log_probs), 1
   )

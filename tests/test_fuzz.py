@@ -39,6 +39,7 @@ from rastp_jax.serving import recommendation_files
 from rastp_jax.training import checkpoint, import_torch_weights
 from rastp_jax.training.plan import SavedProgress
 from rastp_jax.training.workdir import Workdir
+from tests.helpers.codes import items_of
 from tests.helpers.results import make_result
 
 fuzz = hypothesis.settings(
@@ -214,7 +215,7 @@ def read_codes(path: pathlib.Path) -> None:
 
 
 def check_codes(ids: SemanticIds) -> None:
-  np.testing.assert_array_equal(ids.items_of(ids.codes), np.arange(6))
+  np.testing.assert_array_equal(items_of(ids, ids.codes), np.arange(6))
   assert ids.learned.dtype == ids.codes.dtype == np.int32 and (ids.learned >= 0).all()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import xml.etree.ElementTree
 
 import jax
@@ -16,6 +17,7 @@ from rastp_jax.evaluation import results
 from rastp_jax.evaluation.comparison import Difference, Group, paired_bootstrap, paired_seeds
 from rastp_jax.experiments.lab import collecting, cost, oracles, page, scatter
 from rastp_jax.experiments.lab.collecting import holm
+from rastp_jax.experiments.lab.oracles import likelihood
 from rastp_jax.experiments.lab.rows import DENSE, all_rows, choose, possible
 from rastp_jax.experiments.lab.scatter import Point
 from rastp_jax.experiments.lab.screen import Screen, oracle_rows, screened
@@ -128,6 +130,28 @@ def test_the_screen_tells_whom_a_row_affects_and_what_it_keeps(saved):
   assert merged.overlap_with_recent is None and merged.tokens == pytest.approx(1 / 5)
   assert all(np.isfinite(one.rise) and one.error >= 0 for one in seen.values())
   assert seen[DENSE].users == 0 and seen[DENSE].rise == 0.0
+
+
+@pytest.mark.parametrize(("name", "proportional"), [("recent, 1/2", False), ("item_mean, after block 0", True)])
+def test_the_screen_measures_how_much_less_likely_targets_become(saved, name, proportional):
+  """Over affected users, by likelihoods of the whole model; with the sizes of merged tokens where they count."""
+  reduction = dataclasses.replace(saved.config.reduction, proportional=proportional)
+  saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, reduction=reduction))
+  params, rises = nnx.state(saved.model, nnx.Param), []
+  screen, row = Screen(saved, users=0), ROWS[name]
+  for batch, real in screen._batches:
+    nll = []
+    for each in (ROWS[DENSE], row):
+      model = make_model(each.apply(saved.config), saved.semantic_ids.widths, rngs=nnx.Rngs(1))
+      nnx.update(model, params)
+      nll.append(jax.jit(lambda rows, codes, model=model: likelihood(model, model.encode(rows), codes)))
+    dense, reduced = (np.asarray(one(batch["history"], batch["target"]))[:real] for one in nll)
+    tokens = 5 * (np.asarray(batch["history"])[:real, :, 0] >= 0).sum(1)
+    rises.extend((reduced - dense)[tokens > 15 if row.budget else tokens > 0])
+  found = screen.see(row)
+  assert found.users == len(rises) and abs(found.rise) > 1e-3
+  np.testing.assert_allclose(found.rise, np.mean(rises), rtol=1e-3)
+  np.testing.assert_allclose(found.error, np.std(rises, ddof=1) / np.sqrt(len(rises)), rtol=1e-3)
 
 
 def test_the_screen_asks_the_same_users_at_each_call(saved):
@@ -244,7 +268,7 @@ def test_collected_runs_hold_differences_to_dense(tmp_path, monkeypatch):
 def test_runs_of_the_file_are_never_lost():
   """A run that is found again replaces the stored one; the others stay, and Holm's correction is made again."""
   run = lambda name, p, stage="train": {
-    "name": name, "p": p, "dataset": "beauty", "config": "c", "stage": stage, "samples": 5.0, "ndcg@10": p
+    "name": name, "p": p, "dataset": "beauty", "config": "c", "stage": stage, "length": "1 epochs", "ndcg@10": p
   }  # fmt: skip
   stored = [run("a", 0.02), run("b", 0.04), run("a", 0.5, "confirm")]
   merged = collecting.merge(stored, [run("b", 0.03), run(DENSE, 1.0)])
@@ -371,10 +395,11 @@ def test_the_control_is_the_nearest_of_the_file_over_all_seeds_of_the_row(tmp_pa
     for place in ("gone", "here")
   )
   for row, seeds in ((dense, (1, 2, 3)), (half, (1, 2)), (quarter, (1, 2, 3)), (rastp, (1, 3))):
-    for seed in seeds:
-      save_run(first, row, seed, rng.integers(0, 20, 200))
+    for seed in seeds:  # one step of one of them was skipped
+      save_run(first, row, seed, rng.integers(0, 20, 200), samples=1e6 - 1024 * (seed == 3))
   stored = collecting.merge([], collecting.collect(first, rows, costs, {}))
   found = {run["name"]: run for run in stored}
+  assert [found[row.name]["p_holm"] for row in rows[1:]] == holm([found[row.name]["p"] for row in rows[1:]])
   assert (found[rastp.name]["control"], found[rastp.name]["control_interval_over"]) == (quarter.name, "users")
   save_run(then, rastp, 2, rng.integers(0, 20, 200))
   stored = collecting.merge(stored, collecting.collect(then, rows, costs, {}, stored))
@@ -394,6 +419,12 @@ def test_the_control_is_the_nearest_of_the_file_over_all_seeds_of_the_row(tmp_pa
   found = {run["name"]: run for run in stored}
   check(half.name)
   assert collecting.merge(stored, []) == stored
+  for seed in (1, 2, 3):  # the control is trained again
+    shutil.rmtree(then.workdir(half, seed).path, ignore_errors=True)
+    save_run(then, half, seed, rng.integers(0, 20, 200))
+  stored = collecting.merge(stored, collecting.collect(then, rows, costs, {}, stored))
+  found = {run["name"]: run for run in stored}
+  check(half.name)
 
 
 def test_a_metric_that_was_not_asked_for_stays_open(tmp_path):

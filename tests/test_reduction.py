@@ -221,6 +221,17 @@ def test_slots_compose_over_stages(name):
   )
 
 
+def test_what_two_stages_keep_stands_where_it_stood_in_the_history():
+  settings = setting("rastp", after_block=(0, 1), keep_tokens=(12, 5))
+  _, stages = stages_of(settings, make_history())
+  after = stages[1].after
+  slot = np.broadcast_to(after.slot, np.asarray(stages[0].before.mask).shape)
+  rows, places = np.nonzero(slot >= 0)
+  real = np.asarray(after.mask)[rows, slot[rows, places]]
+  np.testing.assert_array_equal(np.asarray(after.positions)[rows, slot[rows, places]][real], places[real])
+  assert (np.asarray(after.positions)[np.asarray(after.mask)] >= 5).any()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_choices_are_deterministic(name):
   history = make_history()
@@ -438,6 +449,9 @@ def test_slots_have_weights_for_every_budget(name):
   values = {"data": {"max_items": 60}, "reduction": {"method": name, "keep_ratio": (0.5,)}}
   with pytest.raises(InputError, match=f"reduction.{name}.most=128 is below the 150 tokens .* raise it to 150"):
     config_lib.from_dict(values)
+  drawn = {"method": name, "keep_ratio": (0.5,), "random_keep_ratios": (0.1,), "after_block": (0,)}
+  with pytest.raises(InputError, match="raise it to 150"):
+    config_lib.from_dict({**values, "reduction": drawn})
   config_lib.from_dict({**values, "reduction": {**values["reduction"], "keep_ratio": (1.0,)}})  # no stage at all
   values["reduction"][name] = {"most": 150}
   settings = dataclasses.replace(config_lib.from_dict(values).reduction, after_block=(0,))
@@ -543,6 +557,17 @@ def test_original_positions_are_the_biases_of_the_kept_places():
   np.testing.assert_allclose(kept.hidden[mask], dense.hidden[np.asarray(dense.mask)], rtol=1e-5, atol=1e-5)
   placeless = jax.jit(build(dataclasses.replace(stages, positions="none")).encode)(inputs)
   assert np.abs(placeless.hidden[mask] - kept.hidden[mask]).max() > 1e-3
+
+
+def test_places_of_items_are_those_of_their_tokens():
+  """With positions=item, tokens of one item stand at one place, and items as far apart as they are."""
+  by_item = build(setting("rastp", after_block=(0,), keep_tokens=(7,), positions="item"))
+  by_token = build(setting("rastp", after_block=(0,), keep_tokens=(7,)))
+  tokens = by_item.embed_history(make_history())
+  moved = tokens.replace(positions=tokens.positions // by_item.layout.item_length)
+  bias = np.asarray(by_item._bias(tokens, True))
+  np.testing.assert_array_equal(bias, by_token._bias(moved, True))
+  assert (bias[..., 0, :] != bias[..., :1, 0:1]).any()
 
 
 def test_scores_ignore_padded_queries_and_dropout_unless_asked():

@@ -16,6 +16,7 @@ from flax import nnx
 from rastp_jax.config import ModelConfig, ReductionConfig
 from rastp_jax.reduction import learned, merge, scores
 from rastp_jax.reduction.methods import REDUCTIONS
+from rastp_jax.reduction.select import DecayOptions
 from rastp_jax.reduction.tokens import Evidence, ItemLayout, Seen, Tokens
 
 P, K, D, H, E = 5, 8, 6, 2, 3  # positions per item, budget, widths
@@ -119,9 +120,9 @@ def flow(r):
   return (part(received(r, [last])) + part(alike)) * np.abs(r.values.mean(1)).sum(1)
 
 
-def hiprune(r):
+def hiprune(r, alpha=0.3):
   early = received(r) if r.note is None else r.note
-  anchors = [i for i in range(r.n) if rank(early)[i] < max(1, round(0.3 * r.k / 5))]
+  anchors = [i for i in range(r.n) if rank(early)[i] < max(1, round(alpha * r.k / 5))]
   score = part(received(r))
   for i in range(r.n):
     near = [a for a in anchors if abs(a - i) == P or (abs(a - i) == 1 and r.item[a] == r.item[i])]
@@ -136,14 +137,14 @@ def hired(r):
   return quota - rank_in_item(r, received(r))
 
 
-def vatp(r):
-  return sum(r.a[h].sum(0) * np.abs(r.values[:, h]).sum(1) for h in range(H))
+def vatp(r, voters=slice(None)):
+  return sum(r.a[h][voters].sum(0) * np.abs(r.values[:, h]).sum(1) for h in range(H))
 
 
-def votes_by_head(r):
-  score = np.where(r.age == 0, 1e3, 0.0)
+def votes_by_head(r, voters=slice(None), newest=1e3):
+  score = np.where(r.age == 0, newest, 0.0)
   for h in range(H):
-    score += part(np.exp(r.keys[:, h] @ r.queries[:, h].mean(0)))
+    score += part(np.exp(r.keys[:, h] @ r.queries[voters, h].mean(0)))
   return score
 
 
@@ -196,13 +197,17 @@ def peaks(r):
   return score
 
 
+def a2sf(r, alpha=0.7):
+  return sum(alpha ** r.age[q] * r.a[h, q] for h in range(H) for q in range(r.n))
+
+
 SCORES = {
   "rastp": rastp,
   "rastp_recent": lambda r: r.n * part(rastp(r)) + np.arange(r.n) / max(r.n - 1, 1),
   "rastp_codes": lambda r: np.where(r.level < P - 2, 10.0, 0.0) + part(rastp(r)),
   "rastp_items": lambda r: np.array([sum(rastp(r)[j] for j in range(r.n) if r.item[j] == i) for i in r.item]),
   "quota_by_age": lambda r: (
-    np.array([P if age < 3 else 2 if age < 8 else 1 for age in r.age]) - rank_in_item(r, rastp(r)) + 1e-3 * recent(r)
+    np.array([P if age < 3 else 2 if age < 8 else 1 for age in r.age]) - rank_in_item(r, rastp(r)) + recent(r) / r.n
   ),
   "attention": received,
   "attention_of_others": lambda r: received(r) - own_votes(r),
@@ -211,7 +216,7 @@ SCORES = {
   "recent": recent,
   "sinks": lambda r: recent(r) + np.where(r.item == 0, 1e6, 0.0),
   "separators_first": lambda r: recent(r) + np.where(r.level == P - 1, 1e6, 0.0),
-  "coarse_first": lambda r: recent(r) - 1e4 * r.level,
+  "coarse_first": lambda r: recent(r) / r.n - r.level,
   "codes_first": lambda r: recent(r) + np.where(r.level < P - 2, 1e6, 0.0),
   "vatp": vatp,
   "ats": lambda r: received(r, [r.n - 1]) * np.sqrt((r.values**2).sum((1, 2))),
@@ -222,7 +227,7 @@ SCORES = {
   "hiprune": hiprune,
   "hired": hired,
   "flowcut": lambda r: flow(r) if r.note is None else r.note,
-  "a2sf": lambda r: sum(0.7 ** r.age[q] * r.a[h, q] for h in range(H) for q in range(r.n)),
+  "a2sf": a2sf,
   "divprune": divprune,
   "max_sum": max_sum,
   "clusters": peaks,
@@ -275,14 +280,66 @@ def test_notes(name, note):
       np.testing.assert_allclose(ours[row, : r.n], WATCHES[name](r), rtol=2e-5, atol=1e-6)
 
 
+OTHER_OPTIONS = {  # a method's options at other values than their defaults
+  "rastp_recent": (
+    scores.RecencyOptions(weight=3.0),
+    lambda r: r.n * part(rastp(r)) + 3.0 * np.arange(r.n) / max(r.n - 1, 1),
+  ),
+  "sinks": (scores.SinkOptions(items=2), lambda r: recent(r) + np.where(r.item < 2, 1e6, 0.0)),
+  "hiprune": (scores.HiPruneOptions(alpha=1.0), lambda r: hiprune(r, 1.0)),
+  "a2sf": (scores.A2sfOptions(alpha=0.4), lambda r: a2sf(r, 0.4)),
+  "head_vote": (scores.HeadVoteOptions(keep_newest=False), lambda r: votes_by_head(r, newest=0.0)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OPTIONS)
+def test_options_change_what_they_say(name):
+  options, formula = OTHER_OPTIONS[name]
+  seen = make_seen(options=(options,), **OF_LONG.get(name, {}))
+  ours = np.asarray(jax.jit(lambda: REDUCTIONS[name].score(seen))())
+  for row, r in rows_of(seen):
+    if r.n:
+      np.testing.assert_allclose(ours[row, : r.n], formula(r), rtol=2e-5, atol=1e-6)
+
+
+def own_votes_of(r, voters):
+  return np.array([r.a[:, k, k].sum() if k in voters else 0.0 for k in range(r.n)])
+
+
+VOTED = {
+  "attention": received,
+  "attention_of_others": lambda r, voters: received(r, voters) - own_votes_of(r, voters),
+  "rastp": lambda r, voters: received(r, voters) * np.abs(r.x).sum(1),
+  "vatp": vatp,
+  "head_vote": votes_by_head,
+}
+
+
 @pytest.mark.parametrize("voters", ["last_item", "last"])
-def test_voters(voters):
+@pytest.mark.parametrize("name", VOTED)
+def test_voters(name, voters):
   seen = make_seen(voters=voters)
-  ours = np.asarray(jax.jit(lambda: scores.attention(seen))())
+  ours = np.asarray(jax.jit(lambda: REDUCTIONS[name].score(seen))())
   for row, r in rows_of(seen):
     if r.n:
       chosen = newest_item(r) if voters == "last_item" else [r.n - 1]
-      np.testing.assert_allclose(ours[row, : r.n], received(r, chosen), rtol=2e-5)
+      np.testing.assert_allclose(ours[row, : r.n], VOTED[name](r, chosen), rtol=2e-5, atol=1e-6)
+
+
+def test_ages_and_levels_go_before_recency_in_histories_of_any_length():
+  """A recency that grows with the place would overrule quotas from 1,000 positions on, levels from 10,000."""
+  items = 300
+  quotas = np.array([P if age < 3 else 2 if age < 8 else 1 for age in reversed(range(items))])
+  seen = make_seen(items=(items,), budget=int(quotas.sum()))
+  after = jax.jit(lambda: REDUCTIONS["quota_by_age"].reduce(seen))()
+  np.testing.assert_array_equal(np.bincount(np.asarray(after.positions)[0] // P, minlength=items), quotas)
+
+  items = 2500
+  places = jnp.arange(items * P, dtype=jnp.int32)[None]
+  tokens = Tokens(jnp.zeros((1, items * P, 1)), jnp.ones(places.shape, bool), places)
+  seen = Seen(tokens, None, ItemLayout(P - 1, True), ReductionConfig(keep_tokens=(items,)), items)
+  after = jax.jit(lambda: REDUCTIONS["coarse_first"].reduce(seen))()
+  np.testing.assert_array_equal(np.asarray(after.positions)[0], np.arange(items) * P)
 
 
 def test_votes_of_others_are_dropped_as_all_are():
@@ -301,16 +358,26 @@ def test_votes_of_others_are_dropped_as_all_are():
 @pytest.mark.parametrize("name", ["cdpruner", "dpp_recent"])
 def test_determinantal_processes(name):
   """The first choices have the largest determinants; of more vectors than dimensions every determinant is 0."""
-  seen = dataclasses.replace(make_seen(), budget=4)
+  seen = dataclasses.replace(make_seen(options=(DecayOptions(decay=0.5),)), budget=4)
   ours = np.asarray(jax.jit(lambda: REDUCTIONS[name].score(seen))())
   for row, r in rows_of(seen):
     if r.n:
       score = rastp(r)
       scaled = (score - score.min() + 1e-3) / (score.max() - score.min() + 1e-3)
-      expected = dpp(r, scaled if name == "cdpruner" else 0.9**r.age, 4)
+      expected = dpp(r, scaled if name == "cdpruner" else 0.5**r.age, 4)
       np.testing.assert_array_equal(np.argsort(-ours[row], kind="stable")[:4], expected)
       np.testing.assert_array_equal(ours[row][expected], [4, 3, 2, 1])
       assert set(np.flatnonzero(ours[row])) == set(expected)
+
+
+@pytest.mark.parametrize("name", ["rastp", "recent"])
+def test_of_more_separators_than_the_budget_the_best_are_kept(name):
+  seen = make_seen(items=(12, 3), prune_separators=False)
+  after = jax.jit(lambda: REDUCTIONS[name].reduce(seen))()
+  for row, r in rows_of(seen):
+    score = SCORES[name](r)
+    order = sorted(range(r.n), key=lambda i: (r.level[i] != P - 1, -score[i]))  # noqa: B023
+    np.testing.assert_array_equal(np.asarray(after.positions)[row][np.asarray(after.mask)[row]], sorted(order[:K]))
 
 
 @pytest.mark.parametrize("name", ["divprune", "max_sum"])
@@ -452,11 +519,12 @@ def test_merges(name):
         np.testing.assert_allclose(np.asarray(after.sizes)[row, slot], weights.sum(), rtol=1e-4)
 
 
-def test_a_learned_score_learns_and_changes_nothing():
+@pytest.mark.parametrize("width", [D, D - 1])
+def test_a_learned_score_learns_and_changes_nothing(width):
   """It keeps the best K as they are; the network's weights get a gradient through the states that are kept."""
   seen = make_seen()
-  net = learned.LearnedScore(ModelConfig(d_model=D), seen.layout, rngs=nnx.Rngs(0))
-  seen = dataclasses.replace(seen, learned=net)
+  net = learned.LearnedScore(ModelConfig(d_model=width), seen.layout, rngs=nnx.Rngs(0))
+  seen = dataclasses.replace(seen, learned=net, tokens=seen.tokens.replace(hidden=seen.tokens.hidden[..., :width]))
   method = REDUCTIONS["learned_score"]
   ours, after = jax.jit(lambda: (method.score(seen), method.reduce(seen)))()
   assert net.inner.bias is not None
@@ -465,7 +533,7 @@ def test_a_learned_score_learns_and_changes_nothing():
     if not r.n:
       continue
     features = r.x / np.sqrt((r.x**2).mean(1, keepdims=True) + 1e-6) @ kernel + bias
-    both = np.concatenate([features[:, :3], np.tile(features[:, 3:].mean(0), (r.n, 1))], axis=1)
+    both = np.concatenate([features[:, : width // 2], np.tile(features[:, width // 2 :].mean(0), (r.n, 1))], axis=1)
     logits = np.asarray(jax.nn.gelu(both)) @ np.asarray(net.outer.kernel[...])[:, 0]
     np.testing.assert_allclose(np.asarray(ours)[row, : r.n], logits, rtol=1e-4, atol=1e-5)
     kept = sorted(np.argsort(-logits, kind="stable")[:K])
@@ -478,6 +546,15 @@ def test_a_learned_score_learns_and_changes_nothing():
 
   gradient = jax.jit(jax.grad(energy))(params)
   assert all(np.abs(np.asarray(leaf)).max() > 0 for leaf in jax.tree.leaves(gradient.inner))
+  # What is kept scales with its score's sigmoid: where more of it makes the sum larger, higher scores do.
+  opened = 1 / (1 + np.exp(-np.asarray(method.score(seen), np.float64)))
+  lengths = (np.asarray(seen.tokens.hidden, np.float64) ** 2).sum(-1)
+  expected = sum(
+    2 * lengths[row, place] * opened[row, place] * (1 - opened[row, place])
+    for row in range(len(ITEMS))
+    for place in np.asarray(after.positions)[row][np.asarray(after.mask)[row]]
+  )
+  np.testing.assert_allclose(np.asarray(gradient.outer.bias[...]), [expected], rtol=1e-4)
 
 
 def test_nothing_is_a_separator_where_there_are_none():

@@ -5,6 +5,8 @@ import pathlib
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import model2vec
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from rastp_jax.config import SemanticIdsConfig
 from rastp_jax.data import vectors as item_vectors
 from rastp_jax.data.items import Item
 from rastp_jax.errors import InputError
+from rastp_jax.generation import trie
 from rastp_jax.semantic_ids import codes, collisions, embeddings
 from rastp_jax.semantic_ids.codes import SemanticIds
+from tests.helpers.codes import items_of
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "units.npz"
 
@@ -33,12 +37,11 @@ def test_disambiguation_follows_the_published_rule():
 
 def test_items_and_codes_map_both_ways(ids):
   assert ids.widths[:3] == (8, 8, 8) and ids.widths[3] == ids.codes[:, 3].max() + 1 > 1
-  np.testing.assert_array_equal(ids.items_of(ids.codes), np.arange(200))
-  np.testing.assert_array_equal(ids.items_of(ids.codes[:6].reshape(2, 3, 4)), [[0, 1, 2], [3, 4, 5]])
+  np.testing.assert_array_equal(items_of(ids, ids.codes), np.arange(200))
   # Every combination of codes, also out of range, is found exactly if it is an item's.
   grid = np.stack(np.meshgrid(*[np.arange(-1, width + 2) for width in ids.widths], indexing="ij"), -1).reshape(-1, 4)
-  table = {tuple(row): item for item, row in enumerate(ids.codes.tolist())}
-  np.testing.assert_array_equal(ids.items_of(grid), [table.get(tuple(row), -1) for row in grid.tolist()])
+  found = jax.jit(trie.find_items)(trie.build_transitions(ids.codes), jnp.asarray(grid[None]))
+  np.testing.assert_array_equal(found[0], items_of(ids, grid))
 
 
 def test_reassigned_codes_keep_what_was_learned(tmp_path):
@@ -49,7 +52,7 @@ def test_reassigned_codes_keep_what_was_learned(tmp_path):
   loaded = codes.load(tmp_path / "ids.npz")
   np.testing.assert_array_equal(loaded.codes, unique)
   np.testing.assert_array_equal(loaded.learned, learned)
-  np.testing.assert_array_equal(loaded.items_of(loaded.codes), np.arange(100))
+  np.testing.assert_array_equal(items_of(loaded, loaded.codes), np.arange(100))
   assert loaded.depth == 3 and loaded.fingerprint == table.fingerprint
 
 

@@ -586,6 +586,17 @@ def test_progress_of_version_0_1_is_read():
       SavedProgress.from_json(json.loads(PROGRESS_0_1) | damage)
 
 
+def test_a_stage_with_weights_can_be_left_out_of_a_trained_run(tmp_path, monkeypatch):
+  reduction = {"method": "item_projection+learned_score", "after_block": (-1, 0), "keep_ratio": (1.0, 0.1)}
+  run(tmp_path, train__length="1 steps", **{f"reduction__{name}": value for name, value in reduction.items()})
+  monkeypatch.setattr(runs, "_read_data", lambda config: make_data())
+  monkeypatch.setattr(runs, "fingerprints", lambda *data: {})
+  overrides = ["method=item_projection", "after_block=(-1,)", "keep_ratio=(1.0,)"]
+  whole, less = (runs.load_model(tmp_path, [f"reduction.{one}" for one in some]) for some in ([], overrides))
+  (ours, theirs) = (dict(nnx.to_flat_state(nnx.state(saved.model, nnx.Param))) for saved in (less, whole))
+  assert 0 < len(ours) < len(theirs) and all((ours[path][...] == theirs[path][...]).all() for path in ours)
+
+
 def test_overrides_of_a_run_go_by_the_settings_roles():
   names = re.sub(r" \(but not .*?\)", "", config_lib.overridable())  # options of single methods
   assert names == "data.data_dir, data.bucket_lengths, reduction, eval, counts"

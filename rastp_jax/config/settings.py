@@ -413,7 +413,8 @@ class ReductionConfig(WithMethods):
 
   def _check_weights(self, positions: int) -> None:
     """Raises InputError where a stage would leave more tokens of the longest history than it has weights for."""
-    counts = self.keep_tokens or [int(positions * ratio + 1e-6) for ratio in self.random_keep_ratios or self.keep_ratio]
+    ratios = (*self.keep_ratio, *self.random_keep_ratios)  # what a model is evaluated with, and what it is trained with
+    counts = self.keep_tokens or [int(positions * ratio + 1e-6) for ratio in ratios]
     names = self.methods()
     for name, count in zip(names * len(counts) if len(names) == 1 else names, counts, strict=True):
       most = self.METHODS[name].most(self)

@@ -64,8 +64,8 @@ def beam_faults(items: np.ndarray) -> dict[str, int]:
   """Counts beams that are not an item, and beams that repeat an item of an earlier one.
 
   Args:
-    items: (B, W) item rows, -1 where a beam is not an item.
+    items: (B, W) item rows, -1 where a beam is not an item; other negative numbers are no beams.
   """
   in_order = np.sort(items, axis=1)
   repeats = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
-  return {"invalid_beams": int(np.sum(items < 0)), "repeated_beams": int(np.sum(repeats))}
+  return {"invalid_beams": int(np.sum(items == -1)), "repeated_beams": int(np.sum(repeats))}

@@ -18,7 +18,7 @@ from rastp_jax.data.histories import Histories
 from rastp_jax.generation import trie
 from rastp_jax.generation.beam_search import beam_search
 from rastp_jax.generation.counts import Counts, Neighbours
-from rastp_jax.generation.mixture import Answers, Source, mix
+from rastp_jax.generation.mixture import NO_BEAM, Answers, Source, mix
 from rastp_jax.generation.trie import Transitions
 from rastp_jax.model.interface import GenerativeModel
 from rastp_jax.runtime import target
@@ -83,10 +83,11 @@ def answer(
   transitions = tables.transitions if settings.constrained else None
   beams = beam_search(model, memory, transitions, width, renormalize=settings.renormalize)
   items = trie.find_items(tables.transitions, beams.codes)
+  searched = jnp.where(jnp.isneginf(beams.log_probs), NO_BEAM, items)
   if not sources:
-    return Answers(items, beams.log_probs, items)
+    return Answers(items, beams.log_probs, searched)
   sources.append(Source(items, jnp.exp(beams.log_probs), of_model * (1 - of_items)))
-  return dataclasses.replace(mix(sources, width), beams=items)
+  return dataclasses.replace(mix(sources, width), beams=searched)
 
 
 def make_decode(mesh: Mesh, settings: EvalConfig, counts: CountsConfig) -> Callable[..., Answers]:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+NO_BEAM = -2  # in place of an item
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Answers:
   Attributes:
     items: (B, W) int32 item rows; -1 where there are fewer than W, or (without constraint) where a beam is not an item.
     log_probs: (B, W) float32 natural logarithms; -inf where there is nothing.
-    beams: (B, V) int32 item rows of the model's beams, before anything is mixed in; -1 as above. V is 0 without beams.
+    beams: (B, V) int32 item rows of the model's beams, before anything is mixed in; -1 where one is not an item,
+      `NO_BEAM` where the catalogue has fewer than W. V is 0 without beams.
   """
 
   items: Int[Array, "B W"]

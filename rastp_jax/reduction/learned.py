@@ -129,7 +129,7 @@ def keep_logit(seen: Seen) -> Float[Array, "B L"]:
   """Half of a token's features beside the row's mean of the other half, then one number (DynamicViT, 2106.02034)."""
   net, mask = seen.learned, seen.tokens.mask[..., None]
   features = net.inner(net.norm(jax.lax.stop_gradient(seen.tokens.hidden).astype(jnp.float32)))
-  own, shared = jnp.split(features, 2, axis=-1)
+  own, shared = jnp.split(features, [features.shape[-1] // 2], axis=-1)
   count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1).astype(shared.dtype)
   mean = jnp.sum(jnp.where(mask, shared, 0.0), axis=1, keepdims=True) / count
   both = jnp.concatenate([own, jnp.broadcast_to(mean, shared.shape)], axis=-1)

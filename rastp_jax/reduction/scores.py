@@ -75,6 +75,12 @@ def recent(seen: Seen) -> Float[Array, "B L"]:
   return jnp.broadcast_to(seen.tokens.positions, seen.tokens.mask.shape).astype(jnp.float32)
 
 
+def recent_among_equals(seen: Seen) -> Float[Array, "B L"]:
+  """`recent` as a number from 0 to below 1, to be added to whole ones."""
+  place = recent(seen)
+  return place / (1.0 + jnp.max(jnp.where(seen.tokens.mask, place, 0.0), axis=-1, keepdims=True))
+
+
 def random(seen: Seen) -> Float[Array, "B L"]:
   """Uniform from a hash of history and place: the same tokens of a history survive each time it is met."""
   tokens = seen.tokens
@@ -297,7 +303,7 @@ def rastp_items(seen: Seen) -> Float[Array, "B L"]:
 def quota_by_age(seen: Seen) -> Float[Array, "B L"]:
   """A quota per item by its age: all tokens up to age 2, two up to age 7, then one; inside an item RASTP's order."""
   quota = jnp.where(seen.ages < 3, seen.layout.item_length, jnp.where(seen.ages < 8, 2, 1))
-  return quota.astype(jnp.float32) - rank_in_item(seen, rastp(seen)) + 1e-3 * recent(seen)
+  return quota.astype(jnp.float32) - rank_in_item(seen, rastp(seen)) + recent_among_equals(seen)
 
 
 def separators_first(seen: Seen) -> Float[Array, "B L"]:
@@ -307,7 +313,7 @@ def separators_first(seen: Seen) -> Float[Array, "B L"]:
 
 def coarse_first(seen: Seen) -> Float[Array, "B L"]:
   """Coarse codes before fine ones: a prefix of residual codes is a coarser item; among equals the most recent."""
-  return recent(seen) - 1e4 * seen.levels.astype(jnp.float32)
+  return recent_among_equals(seen) - seen.levels.astype(jnp.float32)
 
 
 def codes_first(seen: Seen) -> Float[Array, "B L"]:

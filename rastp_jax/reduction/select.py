@@ -29,12 +29,15 @@ def top_k(seen: Seen, scores: Float[Array, "B L"], budget: int) -> Int[Array, "B
 
 
 def best_first(seen: Seen, scores: Float[Array, "B L"]) -> Int[Array, "B L"]:
-  """All tokens of each row, the highest score first, padding last."""
-  if not seen.settings.prune_separators:
-    scores = jnp.where(seen.layout.separators(seen.tokens.positions), jnp.inf, scores)
+  """All tokens of each row, protected separators before the others, the highest score first, padding last."""
   masked = jnp.where(seen.tokens.mask, jax.lax.stop_gradient(scores), -jnp.inf)
   # A sort row by row splits over devices by rows; top_k does not.
-  return jnp.argsort(masked, axis=-1, descending=True, stable=True)
+  order = jnp.argsort(masked, axis=-1, descending=True, stable=True)
+  if seen.settings.prune_separators:
+    return order
+  protected = seen.layout.separators(seen.tokens.positions) & seen.tokens.mask
+  first = jnp.argsort(jnp.take_along_axis(protected, order, axis=-1), axis=-1, descending=True, stable=True)
+  return jnp.take_along_axis(order, first, axis=-1)
 
 
 def cosines(vectors: Float[Array, "B L D"]) -> Float[Array, "B L L"]:

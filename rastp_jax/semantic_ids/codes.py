@@ -87,38 +87,6 @@ class SemanticIds:
     digest.update(np.ascontiguousarray(self.codes, "<i4").tobytes())
     return digest.hexdigest()
 
-  @functools.cached_property
-  def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
-    keys = self._keys(self.codes)
-    order = np.argsort(keys, kind="stable")
-    return keys[order], order
-
-  def _keys(self, codes: np.ndarray) -> np.ndarray:
-    keys = np.zeros(codes.shape[:-1], np.int64)
-    for level, width in enumerate(self.widths):
-      keys = keys * width + codes[..., level]
-    return keys
-
-  def lookup(self, rows: np.ndarray) -> np.ndarray:
-    """Codes of item rows: int32 (..., depth); -1 where the row is -1 (padding)."""
-    return np.where(rows[..., None] >= 0, self.codes[rows], -1)
-
-  def items_of(self, codes: np.ndarray) -> np.ndarray:
-    """Finds the items of given codes.
-
-    Args:
-      codes: integers (..., depth); any value may occur.
-
-    Returns:
-      int32 (...): item rows, -1 where the codes do not belong to an item.
-    """
-    codes = np.asarray(codes, np.int64)
-    valid = np.asarray(((codes >= 0) & (codes < np.asarray(self.widths))).all(-1))
-    keys = self._keys(np.where(valid[..., None], codes, 0))
-    known, order = self._lookup
-    nearest = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return np.where(valid & (known[nearest] == keys), order[nearest], -1).astype(np.int32)
-
   def save(self, path: str | os.PathLike) -> None:
     """Writes one .npz, whole or not at all."""
     buffer = io.BytesIO()

@@ -15,7 +15,7 @@ from rastp_jax.errors import InputError
 # Parameters that AdamW leaves undecayed, by a word in their path. Norms, biases and single vectors (BOS, separator) by
 # common practice. Embedding tables too (as in minGPT, unlike nanoGPT): a row whose code is rare would otherwise shrink
 # at every update in which it does not even occur. The relative-position "bias" is such a table.
-_UNDECAYED = ("bias", "norm", "embed", "separator", "bos", "level_queries")
+_UNDECAYED = ("bias", "norm", "embed", "separator", "bos", "queries")
 
 
 def make_schedule(train: TrainConfig, total_updates: int | None, warmup_updates: int) -> optax.Schedule:
@@ -96,6 +96,12 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
     return jax.tree.map(lambda x: x * scale, updates), state
 
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def updates_made(opt_state: optax.OptState) -> jax.Array:
+  """How often parameters were changed, by the learning rate's own count: a step that is skipped does not move it."""
+  of_schedule = lambda path, _: any(getattr(key, "tuple_name", "") == "ScaleByScheduleState" for key in path)
+  return optax.tree.get(opt_state, "count", filtering=of_schedule)
 
 
 def decay_mask(params):

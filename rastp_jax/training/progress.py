@@ -66,7 +66,7 @@ class Progress:
       plan: the run's length.
       clock: the run's training time.
       saved: where the run goes on; the caller keeps its `best` up to date.
-      learning_rate: the rate that a step used, by the step's number from 1.
+      learning_rate: the rate of the last of so many updates.
     """
     self._plan, self._clock, self._best, self._learning_rate = plan, clock, saved.best, learning_rate
     self._first_step, self._first_seconds = saved.step, clock.seconds
@@ -105,15 +105,18 @@ class Progress:
     if self._waiting is not None and self._waiting[1].done():
       self.flush()
 
-  def interval(self, step: int, sums: Mapping[str, jax.Array], skipped: Mapping[str, jax.Array]) -> None:
+  def interval(
+    self, step: int, sums: Mapping[str, jax.Array], skipped: Mapping[str, jax.Array], updates: jax.Array
+  ) -> None:
     """Closes the interval that ends with `step`.
 
     Args:
       step: steps done.
       sums, skipped: device scalars, as in `step.TrainState`; owned from now on.
+      updates: a device scalar, `optimizer.updates_made`; owned as well.
     """
     self.flush()
-    self._waiting = (step, self._reader.submit(self._read, (dict(sums), dict(skipped))))
+    self._waiting = (step, self._reader.submit(self._read, (dict(sums), dict(skipped), updates)))
 
   def flush(self, validation: Mapping[str, float] | None = None, kept: np.ndarray | None = None) -> None:
     """Reports the last closed interval now, waiting for the device if necessary.
@@ -125,9 +128,9 @@ class Progress:
     if self._waiting is None:
       return
     step, reading = self._waiting
-    (sums, skipped), seconds = reading.result()
+    (sums, skipped, updates), seconds = reading.result()
     self._waiting, self.skipped = None, {name: int(value) for name, value in skipped.items()}
-    line = self._line_of(step, sums, seconds, validation or {})
+    line = self._line_of(step, sums, self._learning_rate(int(updates)), seconds, validation or {})
     self.samples, self.logged_seconds = self.samples + sums["samples"], seconds
     if self._writes:
       self._write_json(line)
@@ -136,7 +139,7 @@ class Progress:
     self._print(line)
 
   def _line_of(
-    self, step: int, sums: Mapping[str, float], seconds: float, validation: Mapping[str, float]
+    self, step: int, sums: Mapping[str, float], learning_rate: float, seconds: float, validation: Mapping[str, float]
   ) -> dict[str, Any]:
     """The log line of an interval that ended with `step`, when `seconds` of training had passed."""
     steps, samples, skipped = sums["steps"], sums["samples"], sums["skipped"]
@@ -145,7 +148,7 @@ class Progress:
     line |= {name: value / samples if samples else None for name, value in means.items()}
     line |= {
       "samples_per_second": round(samples / max(seconds - self.logged_seconds, 1e-9), 2),
-      "learning_rate": self._learning_rate(step),
+      "learning_rate": learning_rate,
       "grad_norm": sums["grad_norm"] / steps if steps else None,
       "seconds": round(seconds, 3),
     }

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -127,7 +128,7 @@ def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> Sav
       "override with one without weights."
     )
   restored = run.restore_params(there, fingerprints(histories, semantic_ids))
-  params = {name: value for name, value in restored.params.items() if name in wanted}
+  params = _those_in(wanted, restored.params)
   return SavedModel(
     config=config,
     histories=histories,
@@ -137,6 +138,14 @@ def load_model(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> Sav
     model=nnx.merge(graph, params),
     step=restored.step,
   )
+
+
+def _those_in(wanted: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+  """The parameters of the names that are wanted, at any depth: a reduction can leave out stages that have some."""
+  return {
+    name: _those_in(inner, params[name]) if isinstance(inner, Mapping) else params[name]
+    for name, inner in wanted.items()
+  }
 
 
 def on_this_host(saved: SavedModel) -> SavedModel:

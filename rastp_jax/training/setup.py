@@ -129,9 +129,9 @@ class Setup:
     """`TrainState.sums` at the beginning of a log interval, for `jax.jit`."""
     return zero_sums(self.loss_parts)
 
-  def learning_rate(self, step: int) -> float:
-    """The rate that a step used, by the step's number from 1."""
-    return np.asarray(self.schedule((step - 1) // self.plan.steps_per_update)).item()
+  def learning_rate(self, updates: int) -> float:
+    """The rate of the last of so many updates (`optimizer.updates_made`); before the first, of that one."""
+    return np.asarray(self.schedule(max(updates - 1, 0))).item()
 
   def draw(self, step: int) -> int:
     """Which of `drawn_graphs` the dispatch takes that begins after `step` steps: a function of seed and step."""

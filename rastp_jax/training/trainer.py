@@ -19,6 +19,7 @@ from rastp_jax.model.interface import GenerativeModel
 from rastp_jax.runtime import buckets, files, processes, sharding, terminal
 from rastp_jax.runtime.preemption import Interrupted, StopRequests
 from rastp_jax.runtime.xla import describe_devices, device_bytes
+from rastp_jax.training.optimizer import updates_made
 from rastp_jax.training.plan import CRITERION, BestMetric, Due, SavedProgress
 from rastp_jax.training.profiling import Trace, make_kept_positions
 from rastp_jax.training.progress import Clock, Progress, duration_text, ending
@@ -160,7 +161,8 @@ def train(
         is_best = best.add(step, metrics[CRITERION])
       closes = validate or reason or step % plan.log_every == 0
       if closes:
-        progress.interval(step, state.sums, jax.tree.map(jnp.copy, state.skipped))
+        skipped, updates = jax.tree.map(jnp.copy, (state.skipped, updates_made(state.opt_state)))
+        progress.interval(step, state.sums, skipped, updates)
         state = dataclasses.replace(state, sums=reset_sums())
       if validate or reason:
         progress.flush(validation=metrics, kept=kept)

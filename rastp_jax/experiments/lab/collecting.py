@@ -1,6 +1,7 @@
 """What trained rows come to beside dense, and the rows of the result file with them."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,6 +50,7 @@ def collect(
       "dataset": trainings.dataset,
       "config": trainings.config_name,
       "stage": trainings.stage,
+      "length": trainings.length,
       "samples": group.mean("training_samples"),
     }
     before = {run["name"]: run for run in stored if comparison(run) == comparison(about)}
@@ -80,7 +82,6 @@ def collect(
       "name": row.name,
       "method": row.method,
       **about,
-      "length": trainings.length,
       "split": trainings.split,
       "budget": row.budget,
       "settings": dict(row.settings),
@@ -249,20 +250,27 @@ def _beside(control: str, compared: tuple[Difference, str] | None) -> dict[str, 
 
 
 def _nearer(run: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """The comparison with the nearest control of the file, over seeds, where `collect` had none so near at hand."""
+  """The comparison with the nearest control of the file, over seeds, where `collect` had none so near at hand.
+
+  Also where the control has been trained again since: what the file has is of its runs of before then.
+  """
   of_seeds = lambda one: dict(zip(one.get("seeds", ()), one.get("ndcg@10_of_seeds", ()), strict=False))
   ours = of_seeds(run)
   control = _control(run, [other for other in others if ours.keys() <= of_seeds(other).keys()])
-  if not ours or control is None or control["name"] == run.get("control"):
+  if not ours or control is None:
     return {}
-  theirs = of_seeds(control)
-  return _beside(control["name"], difference_of_seeds([theirs[seed] for seed in ours], list(ours.values())))
+  theirs = [of_seeds(control)[seed] for seed in ours]
+  now, same = statistics.fmean(ours.values()) - statistics.fmean(theirs), control["name"] == run.get("control")
+  if same and math.isclose(now, run["control_difference"], rel_tol=0, abs_tol=1e-6):
+    return {}
+  found = _beside(control["name"], difference_of_seeds(theirs, list(ours.values())))
+  return found if found or not same else {name: None for name in run if name.startswith("control")}
 
 
 def merge(stored: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Runs of the file and of now: what was found again takes the place of what was stored, nothing is lost.
 
-  Holm's correction is over all rows that were compared with dense on the same samples, and each has its control there.
+  Holm's correction is over all rows that were compared with dense of the same length, and each has its control there.
   """
   runs = {(*comparison(run), run["name"]): dict(run) for run in (*stored, *found)}
   merged = list(runs.values())
@@ -273,9 +281,12 @@ def merge(stored: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]
   return sorted(merged, key=lambda run: (comparison(run), -run["ndcg@10"]))
 
 
-def comparison(run: Mapping[str, Any]) -> tuple[str, str, str, int]:
-  """Equal for runs that are compared with each other: dataset, config, stage, samples."""
-  return run["dataset"], run["config"], run["stage"], round(run["samples"])
+def comparison(run: Mapping[str, Any]) -> tuple[str, str, str, str]:
+  """Equal for runs that are compared with each other: dataset, config, stage, length.
+
+  Not samples: a step that was skipped, or another seed's draws, make them a few more or less.
+  """
+  return run["dataset"], run["config"], run["stage"], run["length"]
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

@@ -102,7 +102,8 @@ class Screen:
         tokens = tokens.replace(note=oracle(_merged(graph, params), batch))
       encoded, stages = model.encode_tokens(tokens)
       # What the decoder reads, and nothing else: its program depends on the number of tokens alone.
-      memory = Tokens(encoded.hidden, encoded.mask, jnp.zeros((1, encoded.mask.shape[1]), jnp.int32))
+      size = encoded.size if config.reduction.proportional else None
+      memory = Tokens(encoded.hidden, encoded.mask, jnp.zeros((1, encoded.mask.shape[1]), jnp.int32), size=size)
       return memory, mask, dropped_at(mask, stages)
 
     for batch, real in self._batches:
