@@ -64,7 +64,7 @@ def beam_faults(items: np.ndarray) -> dict[str, int]:
   """Counts beams that are not an item, and beams that repeat an item of an earlier one.
 
   Args:
-    items: (B, W) item rows, -1 where a beam is not an item; other negative numbers are no beams.
+    items: (B, W) item rows, -1 where a beam is not an item; any other negative number: there is not a beam.
   """
   in_order = np.sort(items, axis=1)
   repeats = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)

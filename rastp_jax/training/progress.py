@@ -66,7 +66,7 @@ class Progress:
       plan: the run's length.
       clock: the run's training time.
       saved: where the run goes on; the caller keeps its `best` up to date.
-      learning_rate: the rate of the last of so many updates.
+      learning_rate: the rate of an update, by its number from 1.
     """
     self._plan, self._clock, self._best, self._learning_rate = plan, clock, saved.best, learning_rate
     self._first_step, self._first_seconds = saved.step, clock.seconds

@@ -130,7 +130,7 @@ class Setup:
     return zero_sums(self.loss_parts)
 
   def learning_rate(self, updates: int) -> float:
-    """The rate of the last of so many updates (`optimizer.updates_made`); before the first, of that one."""
+    """The rate of an update, by its number from 1; of the first one where none was made."""
     return np.asarray(self.schedule(max(updates - 1, 0))).item()
 
   def draw(self, step: int) -> int:
