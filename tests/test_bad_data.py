@@ -379,9 +379,13 @@ def test_slips_of_a_known_name_are_told_where_the_dataset_is_not_found(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["beauty_2023", "shop"])
-def test_names_that_are_not_slips_get_no_hint(tmp_path, name):
+def test_names_that_are_not_slips_get_no_hint(tmp_path, monkeypatch, name):
   with pytest.raises(InputError, match=r"where it is\.$"):
     prepared.open_prepared(str(tmp_path), name)
+  monkeypatch.chdir(tmp_path)
+  flags = r"--config.data.data_dir=DIR, or --override=data.data_dir=DIR for a trained run"
+  with pytest.raises(InputError, match=f"is not prepared under {tmp_path}/data: .*{flags}"):
+    prepared.open_prepared("data", name)
 
 
 @pytest.mark.parametrize(("field", "value"), [("k_core", 0), ("min_length", 2), ("repeats", "last")])

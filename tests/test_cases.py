@@ -1048,6 +1048,27 @@ def test_younger_settings_at_their_defaults_change_no_fingerprint(tmp_path):
   }  # fmt: skip
 
 
+def test_who_prepares_other_files_is_told_what_else_would_go(tmp_path):
+  config = Config(data=data_config(tmp_path), semantic_ids=SemanticIdsConfig(levels=1, codebook_size=2))
+  prepare_all(config, str(write(tmp_path, {"interactions.csv": lines()})))
+  write(tmp_path, {"interactions.csv": lines(ROWS[:-1])})
+  for changed in (config.data, dataclasses.replace(config.data, repeats="first")):
+    with pytest.raises(
+      InputError,
+      match=r"choose another config.data.dataset or .*; or remove it and .*/review_items/mi"
+      r"ne/1.0.0 and its semantic IDs .*/semantic_ids/mine.npz, after which runs trained on it can no longer be used",
+    ):
+      detect.prepare_dataset(changed, str(tmp_path / "raw"))
+
+
+def test_a_dataset_that_cannot_be_trained_on_is_told(tmp_path):
+  short, long = [[(u, i, t) for u, i, t in ROWS if i <= last] for last in ("i2", "i3")]
+  said = read(tmp_path / "short", {"interactions.csv": lines(short)})[0].describe()
+  assert "WARNING: no user has the 4 items that training needs (2 are held out)" in said
+  for name, rows, settings in (("long", long, {}), ("all", short, {"hold_out": 0})):
+    assert "WARNING" not in read(tmp_path / name, {"interactions.csv": lines(rows)}, **settings)[0].describe()
+
+
 def test_other_files_beside_the_interactions_do_no_harm(tmp_path):
   files = {"interactions.csv": lines(), "notes.csv": b"benutz\xfcr\n", "more.jsonl.gz": gzip.compress(b"x")[:-3]}
   assert read(tmp_path, files)[1] == READ

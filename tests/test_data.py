@@ -103,7 +103,11 @@ def test_another_source_is_refused_and_overwrites_nothing(tmp_path):
   prepare(tmp_path, write_raw(tmp_path / "raw"))
   before = files_under(tmp_path / "data")
   other = write_raw(tmp_path / "other", sequences=["alice 1 2 3 5"])
-  with pytest.raises(InputError, match=r"review_histories/small/1.0.0 was prepared from other files.*remove it and"):
+  with pytest.raises(
+    InputError,
+    match=r"review_histories/small/1.0.0 was prepared from other files.*choose another config.data.dataset or .*; or "
+    r"remove it and [^ ]*review_items[^ ]*, after which runs",
+  ):
     prepare(tmp_path, other)
   assert files_under(tmp_path / "data") == before
 

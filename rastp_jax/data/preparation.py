@@ -54,10 +54,7 @@ def prepare(
   fingerprint = split.fingerprint(source.fingerprint())
   if found is not None:
     if found.fingerprint != fingerprint:
-      raise InputError(
-        f"{found.histories_dir} was prepared from other files than {source.where}: remove it and {found.items_dir}, or "
-        "choose another config.data.data_dir."
-      )
+      raise InputError(f"{found.histories_dir} was prepared from other files than {source.where}: {found.way_out()}.")
     return found
   pipeline = {} if beam_options is None else beam_pipeline(beam_options)
   if pipeline and buckets.is_url(str(data_dir)):
@@ -72,7 +69,13 @@ def prepare(
   }
   _check_sizes(dataset, source.where, sizes, int(short.sum()))
   rows = split.apply(raw, source.where)
-  longest = int(np.diff(rows.offsets).argmax())
+  kept = np.diff(rows.offsets)
+  longest = int(kept.argmax())
+  trained = kept - np.where(np.arange(len(kept)) < rows.evaluated, 2, 0)
+  too_short = (
+    "WARNING: no user has the 4 items that training needs (2 are held out), and `train` will refuse this: give longer "
+    "histories"
+  )
   facts = {
     "fingerprint": fingerprint,
     "num_users": len(rows.user_ids),
@@ -81,7 +84,7 @@ def prepare(
     "dropped_users": int(short.sum()),
     "settings": {**source.settings, **split.settings},
     "counts": {**raw.counts, **rows.counts},
-    "notes": [*raw.notes, *rows.notes],
+    "notes": [*raw.notes, *rows.notes, *([too_short] if trained.max() < 2 else [])],
     "longest": [rows.user_ids[longest].as_py(), int(rows.offsets[longest + 1] - rows.offsets[longest])],
     "evaluated": None if rows.evaluated == len(rows.user_ids) else rows.evaluated,
     "items_file_rows": None if raw.file_rows is None else raw.num_file_rows,

@@ -6,6 +6,7 @@ item). `preparation.prepare` writes them.
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
@@ -18,7 +19,7 @@ from rastp_jax.data.items import Item
 from rastp_jax.data.splits import MIN_ITEMS
 from rastp_jax.data.tfds_tables import ReviewHistories, ReviewItems
 from rastp_jax.errors import InputError
-from rastp_jax.runtime import files
+from rastp_jax.runtime import buckets, files
 
 _DEFAULTS = config_lib.DataConfig()
 # What `prepare` records of a table, and which of it every version did.
@@ -87,6 +88,17 @@ class Prepared:
     if self.longest:
       lines.insert(0, f"  the longest history, of user {self.longest[0]!r}, has {self.longest[1]} items")
     return "\n".join([sizes, *lines, *(f"  {note}" for note in self.notes)])
+
+  def way_out(self) -> str:
+    """What to do, in words, where other rows are wanted than these."""
+    parts = [self.items_dir]
+    codes = pathlib.Path(self.histories_dir).parents[2] / "semantic_ids" / f"{self.dataset}.npz"
+    if codes.exists():
+      parts.append(f"its semantic IDs {codes}")
+    return (
+      "choose another config.data.dataset or config.data.data_dir; or remove it and " + " and ".join(parts) + ", after "
+      "which runs trained on it can no longer be used"
+    )
 
   def histories(self) -> tuple[np.ndarray, np.ndarray]:
     """All users' items end to end, int32 (interactions,), and where each begins, offsets int64 (users + 1,).
@@ -233,10 +245,12 @@ def open_prepared(data_dir: str, dataset: str) -> Prepared:
   """
   found = find_prepared(data_dir, dataset)
   if found is None:
+    where = data_dir if buckets.is_url(data_dir) else os.path.abspath(data_dir)
     raw_dir = "" if datasets.named(dataset).source else " and --raw_dir=DIR"
     raise InputError(
-      f"Dataset {dataset!r} is not prepared under {data_dir}: run `python -m rastp_jax.prepare` with the same "
-      f"--config{raw_dir}, or point config.data.data_dir to where it is{datasets.hint(dataset)}"
+      f"Dataset {dataset!r} is not prepared under {where}: run `python -m rastp_jax.prepare` with the same "
+      f"--config{raw_dir}, or say by --config.data.data_dir=DIR, or --override=data.data_dir=DIR for a trained run, "
+      f"where it is{datasets.hint(dataset)}"
     )
   return found
 
@@ -250,7 +264,7 @@ def check_settings(found: Prepared, settings: Mapping[str, Any]) -> None:
     if made_with != wanted:
       raise InputError(
         f"{found.histories_dir} was prepared with data.{name}={made_with!r}, but now data.{name}={wanted!r} is asked "
-        f"for: remove it and {found.items_dir}, or choose another config.data.dataset or config.data.data_dir."
+        f"for: {found.way_out()}."
       )
 
 
