@@ -66,7 +66,7 @@ BAD: dict[str, tuple] = {
   "two forms at once": ({**own(), **official()}, "reviews_Soap_5.json and interactions.csv: expected the files of one"),
   "the same file twice": (
     {**own(), "interactions.jsonl": "{}"},
-    "interactions.csv and interactions.jsonl: expected one",
+    "interactions.csv and interactions.jsonl, which are not read",
   ),
   "metadata file missing": (
     {"reviews_Soap_5.json": REVIEWS},

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -213,6 +214,49 @@ def test_parts_of_text_and_parts_that_differ(tmp_path):
   assert read(tmp_path, files)[1] == READ
   other = {**files, "interactions_2.csv.gz": lines(ROWS[5:], header="user,item,when")}
   refused(tmp_path / "x", other, "interactions_2.csv.gz has the columns user, item, when, and .*of one table")
+
+
+@pytest.mark.parametrize(
+  ("name", "way"),
+  [
+    ("interactions_tomorrow.csv", "interactions_1.csv and interactions_2.csv"),
+    ("interactions (1).csv.gz", "or move interactions \\(1\\).csv.gz away"),
+    ("interactions copy.csv", "into one folder interactions"),
+    ("interactions_2.CSV", "interactions_1.csv"),
+    ("interactions_new.jsonl", "write them in one form"),
+    ("items_tomorrow.csv", "only items.csv would be read.*items_1.csv and items_2.csv"),
+  ],
+)
+def test_what_may_be_more_of_a_table_is_not_left_unread(tmp_path, name, way):
+  files = {"interactions.csv": lines(ROWS), "items.csv": "item,title\ni1,One\n"}
+  refused(tmp_path, {**files, name: lines(ROWS[5:])}, f"{re.escape(name)} beside .*{way}")
+  alone = {"interactions/part-0.csv": lines(ROWS), "interactions_new.parquet/part-0.parquet": table(ROWS)}
+  refused(tmp_path / "folder", alone, "holds interactions_new.parquet beside interactions, .*would be read")
+  others = {"interactionsets.csv": "x", "interactions.md": "x", "items.index.json": "{}", "more_interactions.csv": "x"}
+  assert read(tmp_path / "x", {**files, **others})[1] == READ
+
+
+@pytest.mark.parametrize(
+  ("one", "other"), [("interactions.csv", "interactions_2.csv"), ("interactions.parquet", "interactions_2.csv")]
+)
+def test_tomorrows_log_beside_todays_is_told_how_to_be_read(tmp_path, one, other):
+  files = {one: table(ROWS[:5]) if "parquet" in one else lines(ROWS[:5]), other: lines(ROWS[5:])}
+  refused(
+    tmp_path, files, "are not read as one: .*call them interactions_1.* and interactions_2.*; or move one of them"
+  )
+  as_told = {"interactions_1.csv": lines(ROWS[:5]), "interactions_2.csv": lines(ROWS[5:])}
+  assert read(tmp_path / "told", as_told, time_column="")[1] == READ
+
+
+@pytest.mark.parametrize("settings", [{}, {"time_column": ""}])
+def test_a_part_that_is_there_twice_is_refused(tmp_path, settings):
+  text = lines(ROWS)
+  packed = {"interactions_1.csv": text, "interactions_1.csv.gz": text}
+  refused(tmp_path / "a", packed, "interactions_1.csv and interactions_1.csv.gz, the same name plain and", **settings)
+  copied = {"interactions_1.csv": text, "interactions_2.csv.gz": text}
+  refused(tmp_path / "b", copied, "interactions_1.csv and .*interactions_2.csv.gz have equal contents", **settings)
+  nothing = {"interactions_1.csv": text, "interactions_2.csv": lines([]), "interactions_3.csv": lines([])}
+  assert read(tmp_path / "c", nothing, **settings)[1] == READ
 
 
 def test_parts_that_are_empty_or_lacking(tmp_path):
@@ -504,6 +548,23 @@ def test_times_that_are_rounded_are_warned_about(tmp_path, times):
   assert said.count("WARNING: ") == 1 and "has rounded times in its column 'timestamp'" in said
   full = lines([(u, i, f"{1583020800 + t:.18e}") for u, i, t in ROWS])
   assert "WARNING" not in read(tmp_path / "x", {"interactions.csv": full})[0].describe()
+
+
+@pytest.mark.parametrize(("digits", "cut"), [("123456000", False), ("123456001", True), ("1234561", True)])
+def test_dates_that_are_finer_than_microseconds_are_warned_about(tmp_path, digits, cut):
+  rows = [(u, i, f"2024-01-01T00:00:{t - 90:02d}.{digits if t == 103 else '5'}Z") for u, i, t in ROWS]
+  text = "".join(json.dumps({"user": u, "item": i, "timestamp": t}) + "\n" for u, i, t in rows)
+  for name, content in (("csv", lines(rows)), ("parquet", table(rows)), ("jsonl", text)):
+    said = read(tmp_path / name, {f"interactions.{name}": content})[0].describe()
+    assert ("WARNING: " in said) == cut == (f"interactions.{name} has times with nanoseconds in its column" in said)
+
+
+def test_names_of_zones_are_refused(tmp_path):
+  rows = [(u, i, f"2020-02-{t - 90:02d} 10:00 %Z") for u, i, t in ROWS]
+  files = {"interactions.csv": lines(rows)}
+  refused(tmp_path / "x", files, "has %Z, but names of zones .*use %z", time_format="%Y-%m-%d %H:%M %Z")
+  refused(tmp_path / "y", files, "has %Z", time_format="%Y-%m-%d %H:%M %%%Z")
+  assert read(tmp_path, files, time_format="%Y-%m-%d %H:%M %%Z")[1] == READ
 
 
 def test_a_time_of_another_form_is_refused_with_its_line(tmp_path):

@@ -129,12 +129,24 @@ class InteractionFiles:
     self.settings = settings_of_rows(asked or config)
 
   def fingerprint(self) -> str:
-    """sha256 over the settings and all files' unpacked contents."""
+    """sha256 over the settings and all files' unpacked contents.
+
+    Raises:
+      InputError: two files of interactions have equal contents.
+    """
     hashed = {_HASHED_AS.get(name, name): value for name, value in self.settings.items()}
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
+    known: dict[bytes, pathlib.Path] = {}
     for table in filter(None, (self._interactions, self._items)):
       for path in table.paths:
-        digest.update(raw_files.digest(path))
+        contents = raw_files.digest(path)
+        other = known.setdefault(contents, path) if table is self._interactions and table.has_rows(path) else path
+        if other != path:
+          raise InputError(
+            f"{other} and {path} have equal contents: every interaction would count twice; expected each part of the "
+            "log once; move one of them away, or join them into one file if they are meant to be equal."
+          )
+        digest.update(contents)
     return digest.hexdigest()
 
   def read(self) -> RawData:
@@ -271,7 +283,16 @@ class InteractionsDirectory:
 def tables_of(
   interactions: Sequence[pathlib.Path], items: Sequence[pathlib.Path] | None, config: DataConfig
 ) -> tuple[Table, Table | None]:
-  """Opens the tables of interactions and items."""
+  """Opens the tables of interactions and items.
+
+  Raises:
+    InputError: data.time_format cannot be used, or see `Table`.
+  """
+  if "%Z" in config.time_format.replace("%%", ""):
+    raise InputError(
+      f"config.data.time_format={config.time_format!r} has %Z, but names of zones like CET are not read: write times "
+      "with offsets like +01:00 and use %z, or leave the zone out where all times have the same."
+    )
   log = Table(
     interactions,
     config.columns,
@@ -289,12 +310,19 @@ def _one(root: pathlib.Path, stem: str) -> list[pathlib.Path] | None:
   found = raw_files.tables(root, stem, SUFFIXES)
   if len(found) > 1:
     one, other = (group[0].relative_to(root) for group in found[:2])
-    raise InputError(f"{root} holds {one} and {other}: expected one of them; move the other away.")
+    if pathlib.Path(f"{one}.gz") == other:
+      raise InputError(f"{root} holds {one} and {other}: expected one of them; move the other away.")
+    way = raw_files.names_of_parts(stem, one.parts[0])
+    raise InputError(f"{root} holds {one} and {other}, which are not read as one: {way}; or move one of them away.")
+  if found:  # codes of items, prepare --codes, are JSON
+    raw_files.check_alone(root, stem, [one for one in SUFFIXES if stem != "items" or one != ".json"], found[0])
   return found[0] if found else None
 
 
 def _one_atomic(root: pathlib.Path, suffix: str) -> list[pathlib.Path] | None:
   found = raw_files.glob(root, f"*{suffix}")
   if len(found) > 1:
-    raise InputError(f"{root} holds {found[0].name} and {found[1].name}: expected one of them; move the other away.")
+    one, other = (path.name for path in found[:2])
+    way = raw_files.names_of_parts("interactions" if suffix == ".inter" else "items", one)
+    raise InputError(f"{root} holds {one} and {other}, which are not read as one: {way}; or move one of them away.")
   return found or None

@@ -61,8 +61,44 @@ def tables(root: pathlib.Path, stem: str, suffixes: Sequence[str]) -> list[list[
   return list(groups.values())
 
 
+def check_alone(root: pathlib.Path, stem: str, suffixes: Sequence[str], found: Sequence[pathlib.Path]) -> None:
+  """Raises InputError where a directory holds what may be more of a table, under a name that no part of it has.
+
+  Args:
+    root: the directory.
+    stem: what the table is called.
+    suffixes: of what may be more of it, in small letters.
+    found: the table's files, as `tables` gives them.
+  """
+  more = re.compile(re.escape(stem) + r"(?![a-z]).*(" + "|".join(map(re.escape, suffixes)) + r")(\.gz)?")
+  for path in sorted(root.iterdir(), key=_natural):
+    if more.fullmatch(path.name.lower()) and path not in found and path not in found[0].parents:
+      beside = found[0].relative_to(root).parts[0]
+      raise InputError(
+        f"{root} holds {path.name} beside {beside}, and only {beside} would be read: {names_of_parts(stem, beside)}; "
+        f"or move {path.name} away."
+      )
+
+
+def names_of_parts(stem: str, like: str) -> str:
+  """What to call the files of one table, in words, where one of them is called `like`."""
+  suffix = pathlib.PurePath(like.removesuffix(".gz")).suffix
+  return (
+    f"if both are of one table, write them in one form and call them {stem}_1{suffix} and {stem}_2{suffix}, in their "
+    f"order, or put them into one folder {stem}"
+  )
+
+
 def check_parts(paths: Sequence[pathlib.Path]) -> None:
-  """Raises InputError where names like x-00000-of-00003 tell that a file is not there."""
+  """Raises InputError where names like x-00000-of-00003 tell that a file is not there, or one is there packed, too."""
+  plain: dict[pathlib.Path, pathlib.Path] = {}
+  for path in paths:
+    other = plain.setdefault(path.with_name(path.name.removesuffix(".gz")), path)
+    if other != path:
+      raise InputError(
+        f"{path.parent} holds {other.name} and {path.name}, the same name plain and compressed: expected each part of "
+        "a table once; move one of them away, or give it another number."
+      )
   numbered = [re.search(r"-(\d+)-of-(\d+)\b", path.name) for path in paths]
   there, wanted = {int(part[1]) for part in numbered if part}, {int(part[2]) for part in numbered if part}
   missing = sorted(set(range(max(wanted, default=0))) - there)

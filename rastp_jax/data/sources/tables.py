@@ -71,6 +71,11 @@ class Table:
           "expected the parts of one table; move the others away."
         )
 
+  def has_rows(self, path: pathlib.Path) -> bool:
+    """Whether one of the files has more than column names."""
+    part = next((part for part in self._filled if part.path == path), None)
+    return part is not None and (isinstance(part, ParquetFile) or bool(part.first))
+
   def batches(self, ids: Sequence[str], time: str) -> Iterator[pa.Table]:
     """Yields the columns: ids as large_string, never null or empty, and time (if it is not "") as a number.
 
@@ -211,6 +216,12 @@ class Table:
       raise InputError(f"{part.path} row {rows + first + 1} has no {name}: give it one or remove the row.")
     if len(column) and times.are_rounded(written, column, part.first.get(name)):
       note = f"WARNING: {part.path.name} has rounded times in its column {name!r}: write them again with all digits"
+      self.notes += [note] if note not in self.notes else []
+    if times.are_cut(written, kind):
+      note = (
+        f"WARNING: {part.path.name} has times with nanoseconds in its column {name!r}, which are cut to microseconds: "
+        "write them as numbers of nanoseconds if their order needs these"
+      )
       self.notes += [note] if note not in self.notes else []
     return column
 

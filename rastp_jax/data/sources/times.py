@@ -16,6 +16,7 @@ _NUMBERS = (pa.int64(), pa.float64())
 _DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 SCIENTIFIC = re.compile(r"\d(?:\.(\d+))?[eE]\+?(\d+)")  # as spreadsheets write large numbers, with few digits
+_FINE = r"\d[.,]\d{6}\d*[1-9]"  # a fraction of a second smaller than a microsecond
 _UTC = r"\s*(?:UTC|GMT|Z|[+-]00:?00)$"
 
 
@@ -103,6 +104,13 @@ def are_rounded(written: pa.Array, read: pa.Array, first: Any) -> bool:
     return False
   exact = 2.0 ** (np.finfo(kind.to_pandas_dtype()).nmant + 1)
   return bool(np.abs(read.to_numpy(zero_copy_only=False)).max() >= exact)
+
+
+def are_cut(written: pa.Array, kind: pa.DataType) -> bool:
+  """Whether dates that are text lose what is smaller than a microsecond when they are read as this kind."""
+  if not is_text(written.type) or not pa.types.is_timestamp(kind) or kind.unit == "ns":
+    return False
+  return pc.any(pc.match_substring_regex(written, _FINE)).as_py() is True  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _from_text(column: pa.Array, kind: pa.DataType, time_format: str) -> pa.Array:
