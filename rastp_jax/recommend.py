@@ -10,8 +10,8 @@ the item as the user's next one.
 Files whose name ends with .gz are compressed. Items that are not in the catalogue are left out and counted. With
 --output=- the lines go to stdout, and with a device or a FIFO through it.
 
-The users of the prepared dataset need no file: all of them with their whole history, or each with the history before
-the held-out item:
+The users of the prepared dataset need no file: all of them with their whole history (with data.split=time, up to the
+first interaction after data.time_cut), or each with the history before the held-out item:
 
     python -m rastp_jax.recommend --workdir=runs/beauty --users=all --output=recs.csv
     python -m rastp_jax.recommend --workdir=runs/beauty --split=test --output=recs.jsonl
@@ -41,7 +41,11 @@ _SPLIT = flags.DEFINE_enum(
   "Instead of --input: all users of the run's dataset, each before that held-out item.",
 )
 _USERS = flags.DEFINE_enum(
-  "users", None, ["all"], "Instead of --input: all users of the run's dataset, each with the whole history."
+  "users",
+  None,
+  ["all"],
+  "Instead of --input: all users of the run's dataset, each with the whole history; with data.split=time, up to the "
+  "first interaction after data.time_cut.",
 )
 _OUTPUT = flags.DEFINE_string(
   "output", None, "File for the recommendations, JSON lines or .csv, plain or .gz; - is stdout."

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rastp_jax.config import EvalConfig
+from rastp_jax.data import splits
 from rastp_jax.errors import InputError
 from rastp_jax.evaluation.evaluator import Evaluator
 from rastp_jax.serving import recommendation_files, recommender
@@ -238,7 +239,8 @@ def test_files_are_read_and_written_plain_and_compressed(tmp_path):
     assert second == {"user": 5, "recommendations": [], "unknown_items": 0}
     assert "1 recommendations for 2 users" in summary.describe()
     assert "unknown items left out: 1, in 1 histories, like '?'" in summary.describe()
-    assert "got no recommendations: 1" in summary.describe()
+    assert "users without a known item, who got no recommendations: 1" in summary.describe()
+    assert "exclude_history" not in summary.describe()
 
 
 @pytest.mark.parametrize(
@@ -325,10 +327,12 @@ def test_a_mistaken_command_leaves_no_record_of_shards(published_run, tmp_path, 
   monkeypatch.setattr(
     recommendation_files.runs, "load_model", lambda *_: dataclasses.replace(saved, histories=none_held_out)
   )
-  write = lambda **changes: recommendation_files.recommend_to_file(
-    published_run, tmp_path / "recs.jsonl", shards=3, **changes
+  write = lambda output=tmp_path / "recs.jsonl", **changes: recommendation_files.recommend_to_file(
+    published_run, output, shards=3, **changes
   )
   for changes, sentence in (
+    ({"output": tmp_path / "recs.parquet"}, "are JSON lines or CSV, not .parquet; give a name that ends with .jsonl"),
+    ({"output": tmp_path / "recs.tsv.gz"}, "are JSON lines or CSV, not .tsv"),
     ({"k": 0, "split": "all"}, "k=0 cannot be used: give a whole number of at least 1"),
     ({"split": "test"}, "holds nothing out"),
     ({"split": "train"}, "There is no split 'train'"),
@@ -336,6 +340,35 @@ def test_a_mistaken_command_leaves_no_record_of_shards(published_run, tmp_path, 
     with pytest.raises(InputError, match=sentence):
       write(**changes)
   assert not list(tmp_path.iterdir())
+
+
+def test_users_without_an_answer_are_counted_by_the_cause(tmp_path):
+  lines = [("all known", ["1", "2"]), ("none known", ["?"]), ("nothing", [])]
+  answers = lambda some: (UserRecommendations([], tuple(item for item in h if item == "?")) for h in some)
+  said = recommendation_files.write_recommendations(tmp_path / "recs", lines, answers).describe()
+  assert "users without a known item, who got no recommendations: 2" in said
+  assert "users with known items, for whom exclude_history left nothing to recommend: 1" in said
+
+
+def test_histories_that_were_cut_by_time_are_told(published_run, tmp_path, monkeypatch):
+  nothing = Recommender(*make_saved())
+  monkeypatch.setattr(nothing, "stream", lambda some, *_, **__: (UserRecommendations([], ()) for _ in some))
+  monkeypatch.setattr(recommendation_files.Recommender, "from_saved", lambda *_: nothing)
+  write = lambda: recommendation_files.recommend_to_file(published_run, tmp_path / "recs.csv", split="all", k=1)
+  assert "time_cut" not in write().describe()
+  on_disk = recommendation_files.prepared.open_prepared
+
+  def by_time(*args):
+    counts = {splits.LATER: 1234, splits.TOO_FEW: 0}
+    return dataclasses.replace(on_disk(*args), settings={"split": "time", "time_cut": "0.2"}, counts=counts)
+
+  monkeypatch.setattr(recommendation_files.prepared, "open_prepared", by_time)
+  said = write().describe()
+  assert (
+    "before data.time_cut=0.2 and a user's first one after it (1,234 interactions after data.time_cut left out): "
+    in said
+  )
+  assert "users with too few" not in said and "give whole histories by --input, or prepare with data.hold_out=0" in said
 
 
 def test_torn_gzip(tmp_path):

@@ -21,6 +21,9 @@ from rastp_jax.errors import InputError
 # Validation and test each take one item as target, and validation needs a history of at least one more.
 MIN_ITEMS = 3
 SETTINGS = ("split", "time_cut", "hold_out")
+# What a split by time leaves out, as `Rows.counts` calls it.
+LATER = "interactions after data.time_cut left out"
+TOO_FEW = "users with too few interactions before data.time_cut left out"
 
 # Digits before the point that numbers have now: seconds 10, milliseconds 13, microseconds 16, nanoseconds 19.
 _UNITS = {1e11: 1, 1e14: 10**3, 1e17: 10**6, np.inf: 10**9}
@@ -126,8 +129,8 @@ class Split:
         evaluated
       ),
       "users with interactions before data.time_cut only (for training)": len(others),
-      "users with too few interactions before data.time_cut left out": len(before) - len(users),
-      "interactions after data.time_cut left out": int(after.sum()) - len(evaluated),
+      TOO_FEW: len(before) - len(users),
+      LATER: int(after.sum()) - len(evaluated),
       "test targets that training never sees (cold items)": int((~seen[items[stops - 1]]).sum()),
     }
     note = f"split at {self._shown(moment, times)}: what comes before is for training"

@@ -33,6 +33,7 @@ from rastp_jax.data import prepared
 from rastp_jax.data.histories import Histories
 from rastp_jax.data.items import Item
 from rastp_jax.data.prepared import Prepared
+from rastp_jax.data.splits import LATER, TOO_FEW
 from rastp_jax.errors import InputError
 from rastp_jax.runtime import files, processes
 from rastp_jax.serving.recommender import Recommendation, Recommender, UserRecommendations, is_id
@@ -42,6 +43,7 @@ from rastp_jax.training.workdir import Workdir
 # The memory that a line costs is bounded by it: some fifty thousand items.
 MAX_LINE_BYTES = 1_000_000
 MAX_SHARDS = 99_999
+_SUFFIXES = ("", ".jsonl", ".json", ".csv")  # of an output, each also with .gz
 
 Line = tuple[Any, Sequence[str | int]]  # a user, whatever JSON value names them, and their history
 
@@ -54,24 +56,31 @@ class FileSummary:
     users: lines written.
     recommendations: items recommended, over all users.
     without_answer: users without a single known item.
+    nothing_left: users with known items, for whom nothing was left to recommend without the items of the history.
     unknown_items: items of histories that are not in the catalogue, repetitions included.
     users_with_unknown: users who have such items.
     example: one of them.
+    note: what is special about whose histories these are, in a sentence.
     seconds: for everything but loading the model.
   """
 
   users: int = 0
   recommendations: int = 0
   without_answer: int = 0
+  nothing_left: int = 0
   unknown_items: int = 0
   users_with_unknown: int = 0
   example: str = ""
+  note: str = ""
   seconds: float = 0.0
 
-  def add(self, answer: UserRecommendations) -> None:
+  def add(self, history: Sequence[str | int], answer: UserRecommendations) -> None:
     self.users += 1
     self.recommendations += len(answer.recommendations)
-    self.without_answer += not answer.recommendations
+    if not answer.recommendations:
+      known = len(history) > len(answer.unknown_items)
+      self.nothing_left += known
+      self.without_answer += not known
     if answer.unknown_items:
       self.unknown_items += len(answer.unknown_items)
       self.users_with_unknown += 1
@@ -79,11 +88,9 @@ class FileSummary:
 
   def extend(self, other: "FileSummary") -> None:
     """Adds the counts of another file."""
-    example = self.example or other.example
     for field in dataclasses.fields(self):
-      if field.name != "example":
-        setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-    self.example = example
+      ours, theirs = getattr(self, field.name), getattr(other, field.name)
+      setattr(self, field.name, ours or theirs if isinstance(ours, str) else ours + theirs)
 
   def describe(self) -> str:
     """One line for people."""
@@ -100,7 +107,9 @@ class FileSummary:
       )
     if self.without_answer:
       parts.append(f"users without a known item, who got no recommendations: {self.without_answer:,}")
-    return "; ".join(parts)
+    if self.nothing_left:
+      parts.append(f"users with known items, for whom exclude_history left nothing to recommend: {self.nothing_left:,}")
+    return "; ".join(parts + ([self.note] if self.note else []))
 
 
 def recommend_to_file(
@@ -123,7 +132,7 @@ def recommend_to_file(
     output: JSON lines or CSV, replaced once complete; see `files.open_atomic`. None of the files that are read.
     input_path: a file of histories, or a device or FIFO, read once; None for those of `split`.
     split: without a file, whose histories: "test" or "validation", every prepared user's before that held-out item, or
-      "all", every prepared user's whole one.
+      "all", every prepared user's whole one: as far as it was prepared, see `whole_histories`.
     k: recommendations per user.
     exclude_history: see `Recommender.recommend`.
     overrides: see `runs.load_model`.
@@ -158,7 +167,7 @@ def recommend_to_file(
     "overrides": sorted(overrides),
   }
   missing = _missing(output, asked) if shards > 1 else [(output, slice(None))]
-  summary = FileSummary()
+  summary = FileSummary(note=_cut(on_disk) if input_path is None and split == "all" else "")
   with processes.raise_on_all():  # a process whose disk is full waits until the others have done what they can
     recommender = Recommender.from_saved(runs.on_this_host(saved)) if missing else None
     for path, part in missing:
@@ -192,6 +201,12 @@ def _check(
   others = workdir.files_of_training if input_path is None else (input_path, *workdir.files_of_training)
   if k < 1:
     raise InputError(f"k={k} cannot be used: give a whole number of at least 1.")
+  suffix = pathlib.Path(pathlib.Path(output).name.removesuffix(".gz")).suffix
+  if suffix not in _SUFFIXES and not files.is_stdout(output) and not _is_stream(output):
+    raise InputError(
+      f"{output} cannot be written: recommendations are JSON lines or CSV, not {suffix}; give a name that ends with "
+      ".jsonl, .json or .csv, or one of them with .gz."
+    )
   if shards < 1 or shards > MAX_SHARDS:
     raise InputError(f"shards={shards} cannot be used: give a number from 1 to {MAX_SHARDS}.")
   if shards == 1 and jax.process_count() > 1:
@@ -300,11 +315,29 @@ def held_out_histories(
 
 
 def whole_histories(dataset: Prepared, part: slice = slice(None)) -> Iterator[Line]:
-  """Prepared users' whole histories, also of users without held-out items, as lines with item ids."""
+  """Prepared users' whole histories, also of users without held-out items, as lines with item ids.
+
+  With data.split="time", what `prepare` left out is not in them: all but the first interaction after data.time_cut.
+  """
   ids = dataset.item_ids
   items, offsets = dataset.histories()
   for user, start, end in zip(dataset.user_ids[part], offsets[:-1][part], offsets[1:][part], strict=True):
     yield user, [ids[row] for row in items[start:end]]
+
+
+def _cut(dataset: Prepared) -> str:
+  """What the histories of a dataset that is split by time lack; "" where they lack nothing."""
+  if dataset.settings.get("split") != "time":
+    return ""
+  lost = [f"{dataset.counts[what]:,} {what}" for what in (LATER, TOO_FEW) if dataset.counts.get(what)]
+  if dataset.counts and not lost:
+    return ""
+  counted = f" ({', '.join(lost)})" if lost else ""
+  return (
+    "--users=all reads only what was prepared with data.split=time, interactions before data.time_cut="
+    f"{dataset.settings.get('time_cut')} and a user's first one after it{counted}: give whole "
+    "histories by --input, or prepare with data.hold_out=0 under another data.dataset and train on that"
+  )
 
 
 def write_recommendations(
@@ -336,9 +369,9 @@ def write_recommendations(
       as_csv = pathlib.Path(path).name.endswith((".csv", ".csv.gz"))
       write = _csv_writer(out, asins, heading) if as_csv else _json_writer(out, asins)
       answered = zip(for_users, answers(history for _, history in lines), strict=True)
-      for (user, _), answer in tqdm.tqdm(answered, total=total, unit=" users", unit_scale=True, mininterval=1.0):
+      for (user, history), answer in tqdm.tqdm(answered, total=total, unit=" users", unit_scale=True, mininterval=1.0):
         write(user, answer)
-        summary.add(answer)
+        summary.add(history, answer)
   except OSError as error:
     raise InputError(
       f"{path} cannot be written ({error.strerror}): make room there, or choose another directory."
