@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
 from flax import nnx
 
-from rastp_jax.config import CountsConfig
+from rastp_jax.config import Config, CountsConfig
 from rastp_jax.data import histories as histories_lib
 from rastp_jax.data.histories import Histories
 from rastp_jax.experiments.anchors import evaluation, ties
 from rastp_jax.experiments.anchors.popularity import Popularity
 from rastp_jax.experiments.anchors.sasrec import Sasrec, SasrecModel, SasrecSettings, packed_epoch
 from rastp_jax.generation.counts import Counts
+from rastp_jax.training import runs
 from tests.helpers.commands import command
 from tests.helpers.data import LENGTHS, make_data
 
@@ -159,6 +161,9 @@ def test_the_experiment_writes_every_recommender(tmp_path):
   code, printed, said = command("rastp_jax.experiment", "baselines", "--config=configs/tiny.py", *flags)
   assert code == 0, said
   written = json.loads((tmp_path / "b.json").read_text())
+  (line,) = [line for line in printed.splitlines() if "--override=" in line]
+  overridden = runs.override(Config(), re.findall(r"--override=(counts\.\S+)", line))
+  assert dataclasses.asdict(overridden.counts) == written["models"]["counts"]["settings"]
   assert set(written["models"]) == {"popularity", "counts", "best possible", "sasrec"}
   assert written["dataset_fingerprint"] == histories_lib.load(str(tmp_path / "data"), "synthetic").fingerprint
   ranks = np.load(tmp_path / "synthetic.npz")

@@ -2,7 +2,8 @@
 
     python -m rastp_jax.experiment baselines --config=configs/beauty.py
 
-The dataset must be prepared. All settings of the counts are chosen on the validation users; SASRec's training ends when
+The dataset must be prepared. All settings of the counts are chosen on the validation users, and printed as
+flags for the commands that mix counts into a model's answers; SASRec's training ends when
 their NDCG@10 no longer rises. Test users are looked at once per recommender. All items are ranked; a second set of
 metrics leaves out the items of the user's history. The result also says what is special about the data: how much of
 the order within a history is that of product numbers, what it costs to shuffle it, and how many users take an item
@@ -71,6 +72,11 @@ def choose_counts(histories: Histories) -> tuple[CountsConfig, list[dict[str, An
     for name, choices in GRID.items():
       best = max((best, *(dataclasses.replace(best, **{name: choice}) for choice in choices)), key=value)
   return best, [{**dataclasses.asdict(settings), CHOSEN_BY: found} for settings, found in values.items()]
+
+
+def as_overrides(settings: CountsConfig) -> str:
+  """The settings that are chosen here, as flags of the commands that mix counts into a model's answers."""
+  return " ".join(f"--override=counts.{name}={getattr(settings, name)}" for name in GRID)
 
 
 def measure(
@@ -145,6 +151,7 @@ def main() -> None:
   counts_settings, tried = choose_counts(histories)
   chosen = dataclasses.asdict(counts_settings)
   print(f"counts: {chosen}", flush=True)
+  print(f"counts, chosen for evaluate, recommend and export: {as_overrides(counts_settings)}", flush=True)
   report("counts", Counts.fit(histories, counts_settings), start, settings=chosen, tried=tried)
   if "product_numbers_rise" in facts and _SHUFFLES.value:
     facts["counts_on_shuffled_ties"] = shuffled_counts(histories, numbers, facts, top_k)
