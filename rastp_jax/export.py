@@ -10,6 +10,8 @@ rastp_jax/serving/artifact.py lists the files. To try them:
 The programs keep as many beams as the run's settings say: --override=eval.beam_width=50 keeps more.
 """
 
+import shlex
+
 from absl import flags
 
 from rastp_jax.runtime import cli
@@ -25,7 +27,7 @@ def main():
   from rastp_jax.serving import artifact
 
   artifact.export_workdir(workdir, output, _OVERRIDE.value)
-  print(f"{output}: try python {output}/load.py ITEM ITEM; README.md there is the model card.")
+  print(f"{output}: try python {shlex.quote(f'{output}/load.py')} ITEM ITEM; README.md there is the model card.")
 
 
 if __name__ == "__main__":

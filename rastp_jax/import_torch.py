@@ -10,6 +10,8 @@ they were trained with: other codes would mean other items. Afterwards:
     python -m rastp_jax.evaluate --workdir=runs/published
 """
 
+import shlex
+
 from absl import flags
 
 from rastp_jax.runtime import cli
@@ -28,7 +30,8 @@ def main():
   weights = import_torch_weights.read_weights(path)
   histories, semantic_ids = runs.load_data(config)
   import_torch_weights.import_weights(config, histories, semantic_ids, weights, workdir, origin=path)
-  print(f"{workdir}: {len(weights)} arrays imported; next: python -m rastp_jax.evaluate --workdir={workdir}")
+  following = f"python -m rastp_jax.evaluate --workdir={shlex.quote(workdir)}"
+  print(f"{workdir}: {len(weights)} arrays imported; next: {following}")
 
 
 if __name__ == "__main__":

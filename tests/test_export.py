@@ -235,3 +235,30 @@ def test_an_export_is_whole_or_not_there(published_run, exported, tmp_path, monk
   with pytest.raises(ZeroDivisionError):
     artifact.export_workdir(published_run, tmp_path / "model")
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("module", "flags", "stubs", "following"),
+  [
+    ("export", ["--workdir=run", "--output=my exp"], "serving.artifact.export_workdir", "python 'my exp/load.py' ITEM"),
+    (
+      "import_torch",
+      ["--weights=w.npz", "--workdir=my exp"],
+      "runtime.cli.load_config training.import_torch_weights.read_weights training.runs.load_data "
+      "training.import_torch_weights.import_weights",
+      "python -m rastp_jax.evaluate --workdir='my exp'",
+    ),
+  ],
+)
+def test_the_command_that_is_suggested_can_be_pasted(module, flags, stubs, following):
+  program = f"""
+from unittest import mock
+from rastp_jax import {module}
+{module}.flags.FLAGS(["program", *{flags!r}])
+for name in {stubs!r}.split():
+  mock.patch("rastp_jax." + name, return_value=({{}}, {{}})).start()
+{module}.main()
+"""
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert following in done.stdout
