@@ -136,10 +136,26 @@ def test_the_loader_escapes_what_does_not_show(live, tmp_path):
   assert len(lines) == 10 and all(line.endswith(r"\x1b[2J\u202e\xfc\nline\ud800") for line in lines)
 
 
-@pytest.mark.parametrize(("histories", "k"), [(["12"], 5), ("12", 5), ([b"12"], 5), ([["1"]], 0)])
-def test_histories_that_are_none_are_refused(exported, histories, k):
-  with pytest.raises(ValueError, match="is not a history|k=0 cannot be used"):
+@pytest.mark.parametrize(
+  ("histories", "k"),
+  [
+    *((histories, 5) for histories in (["12"], "12", [b"12"], [{"1": 2}], [5], [[True]], [[10**5000]], [[1.5]])),
+    *((histories, 5) for histories in ([[None]], [["1"], [["2"]]], [[b"1"]], [[float("nan")]])),
+    *(([["1"]], k) for k in (0, -1, "5", 2.0, True, None)),
+  ],
+)
+def test_arguments_are_refused_as_the_live_model_refuses_them(live, exported, histories, k):
+  with pytest.raises(InputError) as ours:
+    Recommender(*live).recommend(histories, k)
+  with pytest.raises(ValueError, match=r"is not a history: expected|k=.* cannot be used: give") as theirs:
     exported_model.ExportedModel(exported).recommend(histories, k)
+  assert str(theirs.value) == str(ours.value)
+
+
+def test_ids_are_text_or_whole_numbers_of_any_iterable(exported):
+  model = exported_model.ExportedModel(exported)
+  plain, *others = model.recommend([["12", "3"], [12.0, 3], (12, "3"), iter([" 12", "3.0"])], k=3)
+  assert len(plain) == 3 and all(other == plain for other in others)
 
 
 def test_an_export_whose_files_are_not_those_that_were_exported_is_refused(exported, tmp_path):

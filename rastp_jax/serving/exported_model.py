@@ -23,7 +23,9 @@ import io
 import json
 import pathlib
 import re
+import reprlib
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -63,6 +65,29 @@ def check_files(directory) -> set[str]:
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
       raise ValueError(f"{path} is not the file that was exported: copy the export again.")
   return set(sums)
+
+
+def item_ids(history) -> list[str]:
+  """The ids of a history as text; each is text or a whole number (pandas writes 242.0 where others are missing).
+
+  Raises:
+    ValueError: it is not a list of ids.
+  """
+  try:
+    if isinstance(history, (str, bytes, Mapping)):
+      raise TypeError
+    ids = list(history)
+    for item in ids:
+      whole = isinstance(item, float) and item.is_integer()
+      if not (isinstance(item, (str, int)) and not isinstance(item, bool) or whole):
+        raise TypeError
+    return [str(item) for item in ids]  # ValueError: a number of thousands of digits
+  except (TypeError, ValueError) as error:
+    try:
+      shown = reprlib.repr(history)
+    except ValueError:
+      shown = f"A {type(history).__name__} with such numbers"
+    raise ValueError(f"{shown} is not a history: expected a list of item ids, the most recent one last.") from error
 
 
 class ExportedModel:
@@ -109,14 +134,11 @@ class ExportedModel:
     the beams, fewer come.
 
     Raises:
-      ValueError: k is below 1 or above the beams, or a history is not a list of ids.
+      ValueError: k is not a whole number from 1 to the beams, or a history is not a list of ids.
     """
-    histories = list(histories)
-    for history in histories:
-      if isinstance(history, (str, bytes)):
-        raise ValueError(f"{history!r:.80} is not a history: expected a list of item ids, the most recent one last.")
-    if k < 1:
-      raise ValueError(f"k={k} cannot be used: give a whole number of at least 1.")
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+      raise ValueError(f"k={k!r} cannot be used: give a whole number of at least 1.")
+    histories = [item_ids(history) for history in histories]
     if k > self.info["beam_width"]:
       raise ValueError(f"k={k} is more than this export's {self.info['beam_width']} beams: export it with more.")
     answers = [[] for _ in histories]
