@@ -47,6 +47,13 @@ def test_items_that_all_users_take_alike_raise_no_warning(recwarn):
   assert np.isfinite(vectors).all() and not recwarn.list
 
 
+def test_a_single_item_has_nothing_to_be_taken_with(recwarn):
+  for history in ([0, 0, 0, 0], []):
+    spans = np.array([0]), np.array([len(history)])
+    vectors = collaborative.cooccurrence_vectors(np.array(history, np.int32), *spans, num_items=1, dims=4, seed=0)
+    assert vectors.dtype == np.float32 and vectors.tolist() == [[0.0]] and not recwarn.list
+
+
 def test_the_weight_shares_the_inner_product():
   rng = np.random.default_rng(0)
   content = rng.normal(size=(5, 7)) * 3

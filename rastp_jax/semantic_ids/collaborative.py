@@ -16,15 +16,17 @@ def cooccurrence_vectors(
     first: each user's first position that may be used.
     stop: each user's position after the last that may be used.
     num_items: items of the catalogue.
-    dims: features of the result.
+    dims: features wanted.
     seed: of the randomised SVD.
 
   Returns:
-    float32 (num_items, dims), unit length; zeros for items without a neighbour.
+    float32 (num_items, width(num_items, dims)), unit length; zeros for items without a neighbour.
   """
   import scipy.sparse
   from sklearn.decomposition import TruncatedSVD  # takes a second to import
 
+  if num_items < 2:  # nothing to be taken together with
+    return np.zeros((num_items, width(num_items, dims)), np.float32)
   user = np.repeat(np.arange(len(first)), np.maximum(stop - first, 0))
   place = np.concatenate([np.arange(a, b) for a, b in zip(first, stop, strict=True)] or [np.zeros(0, np.int64)])
   pairs, weights = [], []
@@ -43,10 +45,15 @@ def cooccurrence_vectors(
   value = np.log(value * totals.sum() / (totals[row] * totals[column]))
   positive = value > 0
   matrix = scipy.sparse.coo_matrix((value[positive], (row[positive], column[positive])), shape=counts.shape).tocsr()
-  svd = TruncatedSVD(min(dims, num_items - 1), random_state=seed)
+  svd = TruncatedSVD(width(num_items, dims), random_state=seed)
   with np.errstate(invalid="ignore"):  # of the share of a variance of zero, which nobody reads
     vectors = svd.fit_transform(matrix) / np.sqrt(np.maximum(svd.singular_values_, 1e-12))  # symmetric: U sqrt(S)
   return _unit(vectors).astype(np.float32)
+
+
+def width(num_items: int, dims: int) -> int:
+  """Features of `cooccurrence_vectors`: fewer than `dims` where there are few items, at least one."""
+  return max(min(dims, num_items - 1), 1)
 
 
 def join(content: np.ndarray, together: np.ndarray, weight: float) -> np.ndarray:
