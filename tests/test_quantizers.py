@@ -95,6 +95,18 @@ def test_every_method_keeps_the_interface(method, tmp_path):
 
 
 @pytest.mark.parametrize("method", LEARNED)
+def test_vectors_of_another_width_are_refused_and_none_are_none(method):
+  points, _, _ = clustered()
+  features = points.shape[1]
+  learned = fit(points, method=method)
+  for apply in (learned.encode, learned.last_costs, learned.squared_errors):
+    for wrong in (points[:, 1:], points[0], np.zeros((0, 1))):
+      with pytest.raises(InputError, match=rf"cannot be encoded: the codebooks .* \(items, {features}\) is expected"):
+        apply(wrong)
+  assert learned.encode(points[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("method", LEARNED)
 def test_learned_codes_follow_the_clusters_and_lower_the_error(method):
   points, large, _ = clustered()
   learned = fit(points, method=method, normalize_residuals=False)

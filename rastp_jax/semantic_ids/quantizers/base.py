@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rastp_jax.config import SemanticIdsConfig
+from rastp_jax.errors import InputError
 from rastp_jax.runtime import files, sharding
 
 # Rows on a device at a time: bounds its memory at _BATCH x (features + width) floats for any number of items.
@@ -77,6 +78,16 @@ class Quantizer(abc.ABC):
     files.write_atomic(path, buffer.getvalue())
 
 
+def check_features(embeddings: np.ndarray, features: int) -> None:
+  """Raises InputError unless these are (n, features) vectors, which codebooks were learned from."""
+  if np.ndim(embeddings) != 2 or np.shape(embeddings)[1] != features:
+    raise InputError(
+      f"Vectors of shape {np.shape(embeddings)} cannot be encoded: the codebooks were learned from vectors of "
+      f"{features} features, so that (items, {features}) is expected; embed the items as those of the catalogue were "
+      "(docs/semantic_ids.md)."
+    )
+
+
 def in_batches(function: Callable[[jax.Array], jax.Array], embeddings: np.ndarray) -> np.ndarray:
   """Applies a row-wise function to float32 batches of one static shape and puts the results end to end on the host.
 
@@ -84,9 +95,10 @@ def in_batches(function: Callable[[jax.Array], jax.Array], embeddings: np.ndarra
   """
   mesh = sharding.make_mesh(devices=jax.local_devices())
   devices = mesh.shape["data"]
-  size = min(_BATCH * devices, sharding.round_up(len(embeddings), devices))
+  rows = max(len(embeddings), 1)  # of no vectors there is a batch, too, of padding
+  size = min(_BATCH * devices, sharding.round_up(rows, devices))
   results = []
-  for start in range(0, len(embeddings), size):
+  for start in range(0, rows, size):
     batch = np.asarray(embeddings[start : start + size], np.float32)
     padded = np.pad(batch, ((0, size - len(batch)), (0, 0)))
     results.append(np.asarray(function(sharding.place_rows(padded, mesh)))[: len(batch)])

@@ -11,7 +11,7 @@ import numpy as np
 
 from rastp_jax.config import SemanticIdsConfig, setting
 from rastp_jax.semantic_ids.quantizers import residual_codebooks
-from rastp_jax.semantic_ids.quantizers.base import Quantizer, in_batches, sample
+from rastp_jax.semantic_ids.quantizers.base import Quantizer, check_features, in_batches, sample
 
 # k-means++ draws one centre after the other, each from all distances: a sample this large is as good as all points.
 _START_SAMPLE = 8192
@@ -89,6 +89,7 @@ class ResidualKMeans(Quantizer):
     return cls(np.asarray(arrays["centres"]), bool(arrays["normalize_residuals"]))
 
   def _apply(self, function, embeddings: np.ndarray) -> np.ndarray:
+    check_features(embeddings, self.centres.shape[-1])
     centres = jnp.asarray(self.centres)
     return in_batches(lambda batch: function(centres, batch, self.normalize_residuals), embeddings)
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from rastp_jax.config import SemanticIdsConfig, setting
 from rastp_jax.semantic_ids.quantizers import minibatches, residual_codebooks, residual_kmeans
-from rastp_jax.semantic_ids.quantizers.base import Quantizer, in_batches, sample
+from rastp_jax.semantic_ids.quantizers.base import Quantizer, check_features, in_batches, sample
 
 # Items whose latent vectors start the codebooks.
 _START_SAMPLE = 32_768
@@ -129,6 +129,7 @@ class RqVae(Quantizer):
     return cls(model, mean, float(arrays["scale"]), hidden)
 
   def _apply(self, function, embeddings: np.ndarray) -> np.ndarray:
+    check_features(embeddings, len(self.mean))
     graph, params = nnx.split(self.model)
     return in_batches(lambda batch: function(graph, params, (batch - self.mean[None]) / self.scale), embeddings)
 
