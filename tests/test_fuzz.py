@@ -34,6 +34,7 @@ from rastp_jax.errors import InputError
 from rastp_jax.evaluation import results
 from rastp_jax.semantic_ids import codes, import_codes
 from rastp_jax.semantic_ids.codes import SemanticIds
+from rastp_jax.semantic_ids.embeddings import TextSpace
 from rastp_jax.semantic_ids.quantizers import registry
 from rastp_jax.serving import recommendation_files
 from rastp_jax.training import checkpoint, import_torch_weights
@@ -226,6 +227,7 @@ def codes_file() -> bytes:
 
 
 CODEBOOKS = npz(method="residual_kmeans", centres=np.zeros((2, 4, 3), np.float32), normalize_residuals=False)
+SPACE = npz(words="soap\nrose soap", idf=np.ones(2), components=np.ones((1, 2)), mean=np.ones(1))
 EVALUATION = make_result("run", [0, 3, 10, 1])
 WEIGHTS = {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
 PROGRESS = {**SavedProgress(step=3).to_json(), "fingerprints": {"dataset": "f"}, "checksums": {"params/a": 1}}
@@ -259,6 +261,7 @@ READERS = {name: Reader(source(**changes), files) for name, (files, changes) in 
       "c.json": json.dumps({name: [f"<a_{a}>", f"<b_{b}>"] for name, (a, b) in zip(IDS, LEARNED, strict=True)}).encode()
     },
   ),
+  "space of texts": Reader(lambda root: TextSpace.load(root / "t.npz"), {"t.npz": SPACE}),
   "codebooks": Reader(lambda root: registry.load(root / "b.npz"), {"b.npz": CODEBOOKS}),
   "weights, .npz": Reader(lambda root: import_torch_weights.read_weights(root / "w.npz"), {"w.npz": npz(**WEIGHTS)}),
   "weights, .safetensors": Reader(

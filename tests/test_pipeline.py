@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from rastp_jax.data.items import Item
 from rastp_jax.data.prepared import Prepared
 from rastp_jax.data.sources.source import RawData
 from rastp_jax.errors import InputError
-from rastp_jax.semantic_ids import code_sets, codes, embeddings, health_plot, pipeline
+from rastp_jax.semantic_ids import code_sets, codes, embeddings, health_plot, new_items, pipeline
 from rastp_jax.semantic_ids.codes import SemanticIds
 from rastp_jax.semantic_ids.quantizers import registry
 from rastp_jax.semantic_ids.quantizers.base import Quantizer
@@ -160,6 +161,75 @@ def test_text_stands_in_where_the_source_has_no_embeddings(config, shop):
   assert made.semantic_ids.provenance["embeddings"] == "tfidf_svd of 8 dimensions"
   with pytest.raises(InputError, match="was made with text_template="):
     pipeline.learn_or_load(with_ids(config, text_template="{title}"), shop, Shop(None))
+
+
+NEW = [Item("n1", title="word3 kind1", categories=("All > 1",)), Item("n2", title="unheard of"), Item("n3")]
+
+
+@pytest.mark.parametrize("collisions", ["extra_level", "reassign"])
+def test_new_items_get_codes_in_the_space_of_the_old_ones(config, shop, collisions):
+  config = with_ids(config, codebook_size=16, collisions=collisions)
+  made = pipeline.learn_or_load(config, shop, Shop(None))
+  found = new_items.encode(made.path, [*NEW, *ITEMS])
+  np.testing.assert_array_equal(found[len(NEW) :], made.semantic_ids.learned)
+  np.testing.assert_array_equal(found[: len(NEW)], new_items.encode(made.path, NEW))
+  np.testing.assert_array_equal(found[2], found[1])  # without a known word
+  assert found.dtype == np.int32 and new_items.encode(made.path, []).shape == (0, 2)
+
+
+def test_the_example_of_the_docs_runs(config, shop):
+  made = pipeline.learn_or_load(config, shop, Shop(None))
+  page = (pathlib.Path(__file__).parents[1] / "docs/semantic_ids.md").read_text()
+  (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  names: dict[str, Any] = {}
+  assert example.count("data/semantic_ids/own.npz") == 1
+  exec(example.replace("data/semantic_ids/own.npz", str(made.path)), names)
+  assert names["codes"].shape == (1, 2) and names["codes"].dtype == np.int32
+
+
+def test_new_items_are_coded_like_items_that_nobody_took(config, tmp_path):
+  class Quiet(Shop):
+    def read(self):
+      raw = super().read()
+      offsets = np.minimum(raw.offsets, 30)  # the fourth user, who took items 3, 7, … of kind 3, took nothing
+      return dataclasses.replace(raw, user_ids=raw.user_ids[:3], items=raw.items[:30], offsets=offsets[:4])
+
+  quiet = preparation.prepare(str(tmp_path / "prepared"), "shop", Quiet())
+  for weight in (0.3, 0.9):
+    place = dataclasses.replace(config.data, data_dir=str(tmp_path / f"of {weight}"))
+    changed = dataclasses.replace(with_ids(config, collaborative_weight=weight, codebook_size=16), data=place)
+    made = pipeline.learn_or_load(changed, quiet, Quiet(None))
+    alone = np.arange(3, NUM_ITEMS, KINDS)
+    found = new_items.encode(made.path, ITEMS)
+    np.testing.assert_array_equal(found[alone], made.semantic_ids.learned[alone])
+    assert not np.array_equal(found, made.semantic_ids.learned)
+
+
+def test_new_items_are_refused_where_their_text_does_not_make_codes(config, shop):
+  made = pipeline.learn_or_load(config, shop, Shop(None))
+  with pytest.raises(InputError, match="'Soap' is not an item: give rastp_jax.data.items.Item"):
+    new_items.encode(made.path, ["Soap"])  # pyright: ignore[reportArgumentType]
+  made.path.unlink()
+  for changes in ({}, {"collaborative_weight": 1.0, "embeddings": "tfidf_svd"}):  # vectors of the source; none
+    made = pipeline.learn_or_load(with_ids(config, **changes), shop, Shop())
+    with pytest.raises(InputError, match="cannot encode new items by their text: there is no shop.text.npz beside it"):
+      new_items.encode(made.path, NEW)
+    made.path.unlink()
+
+
+def test_a_catalogue_of_one_item_is_prepared(config, tmp_path):
+  class Single(Shop):
+    def read(self):
+      return RawData(pa.array(["a"], pa.large_string()), np.zeros(4, np.int32), np.array([0, 4]), ITEMS[:1], 1)
+
+    def embeddings(self, num_items):
+      return None
+
+  single = preparation.prepare(str(tmp_path / "prepared"), "shop", Single())
+  for weight in (0.0, 0.35, 1.0):
+    place = dataclasses.replace(config.data, data_dir=str(tmp_path / f"of {weight}"))
+    changed = dataclasses.replace(with_ids(config, collaborative_weight=weight), data=place)
+    assert pipeline.learn_or_load(changed, single, Single()).semantic_ids.codes.shape == (1, 3)
 
 
 def test_histories_tell_what_the_content_does_not(config, shop, tmp_path):

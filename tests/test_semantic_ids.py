@@ -231,13 +231,48 @@ def test_torn_embeddings_are_refused(tmp_path):
 
 def test_tfidf_puts_like_texts_together():
   texts = ["red lip stick", "dark red lip stick", "shampoo for dry hair", "hair shampoo", ""]
-  vectors = embeddings.tfidf_svd(texts, 2, seed=0)
+  vectors, _ = embeddings.tfidf_svd(texts, 2, seed=0)
   assert vectors.dtype == np.float32 and vectors.shape == (5, 2) and np.isfinite(vectors).all()
   alike = vectors @ vectors.T
   assert alike[0, 1] > 0.8 and alike[2, 3] > 0.8 and alike[0, 2] < 0.3
-  np.testing.assert_array_equal(vectors, embeddings.tfidf_svd(texts, 2, seed=0))
+  np.testing.assert_array_equal(vectors, embeddings.tfidf_svd(texts, 2, seed=0)[0])
   with pytest.raises(InputError, match="holds no words"):
     embeddings.tfidf_svd(["", ""], 3, seed=0)
+
+
+@pytest.mark.parametrize("items", [1, 2, 40, 1500])  # above 1,000 items, words of a single item are left out
+def test_the_space_of_texts_is_kept_to_the_last_bit(tmp_path, items):
+  rng = np.random.default_rng(items)
+  texts = [" ".join(rng.choice([f"Wörd{k}" for k in range(900)], rng.integers(1, 9))) for _ in range(items)]
+  texts[-1] += " end"
+  vectors, space = embeddings.tfidf_svd(texts, 16, seed=0)
+  space.save(tmp_path / "text.npz")
+  again = embeddings.TextSpace.load(tmp_path / "text.npz")
+  new = ["wörd1 wörd2 and news", "", "nothing known"]
+  found = again.embed([*new, *texts])
+  np.testing.assert_array_equal(found[len(new) :], vectors)
+  np.testing.assert_array_equal(found[: len(new)], again.embed(new))
+  np.testing.assert_array_equal(again.embed(texts[:1]), vectors[:1])
+  assert again.embed([]).shape == (0, vectors.shape[1]) and found.dtype == np.float32
+
+
+@pytest.mark.parametrize("texts", [["title a", "title b", "title"], ["soap", "x", ""], ["茶x", "茶", "x"]])
+def test_texts_with_a_single_word_between_them_are_all_alike(texts):
+  vectors, space = embeddings.tfidf_svd(texts, 4, seed=0)
+  assert vectors.tolist() == [[1.0]] * 3 and len(space.words) == 1
+  assert space.embed(["any", texts[0]]).tolist() == [[1.0]] * 2
+
+
+@pytest.mark.parametrize(
+  "changes", [{"words": "a\na"}, {"words": "a"}, {"idf": np.array([1, 2])}, {"mean": np.array([np.nan])}, {"mean": 1.0}]
+)
+def test_a_space_of_texts_that_is_damaged_is_refused(tmp_path, changes):
+  whole = {"words": "a\nb", "idf": np.ones(2), "components": np.ones((1, 2)), "mean": np.ones(1)}
+  np.savez(tmp_path / "text.npz", **whole)
+  embeddings.TextSpace.load(tmp_path / "text.npz")
+  np.savez(tmp_path / "text.npz", **{**whole, **changes})
+  with pytest.raises(InputError, match=r"text.npz cannot be read as the words of a catalogue \(ValueError: "):
+    embeddings.TextSpace.load(tmp_path / "text.npz")
 
 
 TEXTS = ["red lip stick", "dark red lip stick", "shampoo for dry hair", "hair shampoo"]

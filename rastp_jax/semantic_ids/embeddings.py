@@ -3,13 +3,17 @@
 import collections
 import dataclasses
 import difflib
+import io
+import os
 import string
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 
 from rastp_jax.data.items import EXTRA, Item
 from rastp_jax.errors import InputError
+from rastp_jax.runtime import files
 from rastp_jax.runtime.files import first_line
 
 _MISSING = ("", "Unknown")
@@ -136,7 +140,7 @@ def model2vec(texts: Sequence[str], model: str) -> np.ndarray:
       f"The text model {model!r} knows no word of the {len(texts)} items' text: use a model of its language, or "
       "semantic_ids.embeddings='tfidf_svd'."
     )
-  return _unit_length(vectors)
+  return _unit_length(vectors, vectors.mean(0))
 
 
 # Texts and config.semantic_ids.text_model -> vectors, by what config.semantic_ids.embeddings names.
@@ -146,7 +150,63 @@ TEXT_MODELS: Mapping[str, Callable[[Sequence[str], str], np.ndarray]] = {
 }
 
 
-def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextSpace:
+  """What `tfidf_svd` learned from a catalogue's texts: embeds other texts in the same space.
+
+  Attributes:
+    words: the words and word pairs that count, in the order in which the catalogue's texts have them.
+    idf: float32 (len(words),), how rare each is.
+    components: float32 (features, len(words)), the axes of the truncated SVD.
+    mean: float32 (features,), which a text without any of the words gets.
+  """
+
+  words: Sequence[str]
+  idf: np.ndarray
+  components: np.ndarray
+  mean: np.ndarray
+
+  def embed(self, texts: Sequence[str]) -> np.ndarray:
+    """float32 (len(texts), features), unit length; a text of the catalogue gets the very vector it had there."""
+    if not texts:
+      return np.zeros((0, len(self.mean)), np.float32)
+    vectorizer = _vectorizer(vocabulary=self.words)
+    vectorizer.idf_ = self.idf
+    return _unit_length(np.asarray(vectorizer.transform(texts) @ self.components.T), self.mean)
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes one .npz, whole or not at all."""
+    buffer = io.BytesIO()
+    words = np.array("\n".join(self.words))  # no word holds a line break
+    np.savez_compressed(buffer, words=words, idf=self.idf, components=self.components, mean=self.mean)
+    files.write_atomic(path, buffer.getvalue())
+
+  @classmethod
+  def load(cls, path: str | os.PathLike) -> Self:
+    """Reads a file written by `save`.
+
+    Raises:
+      InputError: the file is missing or torn, or its arrays do not fit together.
+    """
+    try:
+      with files.open_npz(path) as file:
+        words = str(file["words"]).split("\n")
+        idf, components, mean = arrays = [file[name] for name in ("idf", "components", "mean")]
+      shapes = idf.shape, components.shape, mean.shape
+      if shapes != ((len(words),), (mean.size, len(words)), (mean.size,)) or len(set(words)) < len(words):
+        raise ValueError(f"{len(words)} words with arrays of shapes {shapes}")
+      if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in arrays):
+        raise ValueError("not all of its numbers are finite floats")
+    except Exception as error:  # zipfile, zlib and numpy each raise their own kinds on a torn file
+      raise InputError(
+        f"{path} cannot be read as the words of a catalogue ({type(error).__name__}: {first_line(error)}): expected "
+        "the .text.npz that `python -m rastp_jax.prepare` writes beside codes made by tfidf_svd; remove the codes and "
+        "prepare them again."
+      ) from error
+    return cls(words, idf, components, mean)
+
+
+def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> tuple[np.ndarray, TextSpace]:
   """Embeds texts by TF-IDF over words and word pairs, reduced by a truncated SVD (latent semantic analysis).
 
   Args:
@@ -155,23 +215,17 @@ def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> np.ndarray:
     seed: of the randomised SVD.
 
   Returns:
-    float32 (len(texts), dims), unit length; a text without any usable word gets the mean direction.
+    float32 (len(texts), dims), unit length, where a text without any usable word gets the mean direction; and the space
+    they lie in. Texts that have a single word between them are all alike.
 
   Raises:
     InputError: no text holds a single word.
   """
   # Imported here: it takes a second, and only catalogues without embeddings.npy need it.
   from sklearn.decomposition import TruncatedSVD
-  from sklearn.feature_extraction.text import TfidfVectorizer
 
   frequent = 2 if len(texts) > 1000 else 1  # words of a single item cannot say what items have in common
-  vectorizer = TfidfVectorizer(
-    sublinear_tf=True,
-    ngram_range=(1, 2),
-    min_df=frequent,
-    max_features=50_000,
-    dtype=np.float32,  # pyright: ignore[reportArgumentType] (scikit-learn has no types; its default is guessed from)
-  )
+  vectorizer = _vectorizer(min_df=frequent, max_features=50_000)
   try:
     weights = vectorizer.fit_transform(texts)
   except ValueError as error:
@@ -179,14 +233,31 @@ def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> np.ndarray:
       f"The text of the {len(texts)} items holds no words to make embeddings from: give titles or categories in the "
       "items file, or embeddings (config.semantic_ids.embeddings)."
     ) from error
-  dims = min(dims, min(weights.shape) - 1)
-  with np.errstate(invalid="ignore"):  # of the share of a variance of zero, which nobody reads
-    vectors = TruncatedSVD(max(dims, 1), random_state=seed).fit_transform(weights)
-  return _unit_length(vectors)
+  if weights.shape[1] == 1:  # the SVD needs two; a single word is an axis already
+    vectors, components = weights.toarray(), np.ones((1, 1), np.float32)
+  else:
+    svd = TruncatedSVD(max(min(dims, min(weights.shape) - 1), 1), random_state=seed)
+    with np.errstate(invalid="ignore"):  # of the share of a variance of zero, which nobody reads
+      vectors = svd.fit_transform(weights)
+    components = svd.components_
+  mean = vectors.mean(0)
+  # scikit-learn numbers the words alphabetically, but each row of `weights` has them as they were first met, which is
+  # the order of the dictionary: in this order, `TextSpace.embed` adds up the same numbers in the same order.
+  columns = list(vectorizer.vocabulary_.values())
+  space = TextSpace(list(vectorizer.vocabulary_), vectorizer.idf_[columns], components[:, columns], mean)
+  return _unit_length(vectors, mean), space
 
 
-def _unit_length(vectors: np.ndarray) -> np.ndarray:
-  """Rows over their length, in float32; rows of zeros take the mean direction."""
+def _vectorizer(**settings):
+  """TF-IDF of words and word pairs, in float32."""
+  from sklearn.feature_extraction.text import TfidfVectorizer
+
+  # scikit-learn has no types; that of dtype is guessed from its default.
+  return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), dtype=np.float32, **settings)  # pyright: ignore[reportArgumentType]
+
+
+def _unit_length(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
+  """Rows over their length, in float32; rows of zeros take the direction of `mean`."""
   lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-  vectors = np.where(lengths > 1e-6, vectors, vectors.mean(0))
+  vectors = np.where(lengths > 1e-6, vectors, mean)
   return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -37,7 +37,8 @@ class CodesOnDisk:
   Attributes:
     semantic_ids: the table.
     metrics: its health, as `health.measure` returns it.
-    path: the table's file; `health.json`, `health.png` and (for learned codes) `codebooks.npz` are beside it.
+    path: the table's file; `health.json`, `health.png`, for learned codes `codebooks.npz`, and for those made by
+      tfidf_svd `text.npz` are beside it.
     reused: True when that file was there already.
   """
 
@@ -57,6 +58,7 @@ class NewCodes:
     errors: share of the vectors' variance that each level leaves; None where the method rebuilds nothing.
     notes: how items were matched with a file's rows, in sentences.
     advice: what is wrong with what the codes were made from, in sentences.
+    text: what tfidf_svd learned; None where it was not used.
   """
 
   semantic_ids: SemanticIds
@@ -64,6 +66,7 @@ class NewCodes:
   errors: Sequence[float] | None = None
   notes: Sequence[str] = ()
   advice: Sequence[str] = ()
+  text: embeddings.TextSpace | None = None
 
 
 class Inputs(Protocol):
@@ -129,10 +132,10 @@ class ItemTexts:
       return _learn(None, settings, dataset, self.provenance)
     texts = [embeddings.item_text(item, settings.text_template) for item in dataset.items]
     if self.embedding in embeddings.TEXT_MODELS:
-      vectors = embeddings.TEXT_MODELS[self.embedding](texts, settings.text_model)
+      vectors, space = embeddings.TEXT_MODELS[self.embedding](texts, settings.text_model), None
     else:
-      vectors = embeddings.tfidf_svd(texts, settings.text_dims, settings.seed)
-    return _learn(vectors, settings, dataset, self.provenance)
+      vectors, space = embeddings.tfidf_svd(texts, settings.text_dims, settings.seed)
+    return dataclasses.replace(_learn(vectors, settings, dataset, self.provenance), text=space)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,7 +154,7 @@ class UnknownVectors:
 
 
 def beside(path: pathlib.Path, kind: str) -> pathlib.Path:
-  """The file of that kind ("health.json", "health.png", "codebooks.npz") that belongs to a code table's file."""
+  """The file of that kind ("health.json", "health.png", "codebooks.npz", "text.npz") that belongs to a code table."""
   return path.with_name(f"{path.stem}.{kind}")
 
 
@@ -193,12 +196,12 @@ def learn_or_load(
   metrics = measure(new.semantic_ids, dataset, new.errors)
   metrics["advice"] = [*metrics["advice"], *new.advice]
   metrics["notes"] = list(new.notes)
-  codebooks = beside(path, "codebooks.npz")
-  if new.quantizer is None:
-    codebooks.unlink(missing_ok=True)  # of codes that were removed
-  else:
-    with _writing(codebooks):
-      new.quantizer.save(codebooks)
+  for kind, learned in (("codebooks.npz", new.quantizer), ("text.npz", new.text)):
+    with _writing(beside(path, kind)) as file:
+      if learned is None:
+        file.unlink(missing_ok=True)  # of codes that were removed
+      else:
+        learned.save(file)
   _write_health(path, new.semantic_ids, metrics)
   with _writing(path):  # the table comes last: its presence marks the set as complete
     new.semantic_ids.save(path)
