@@ -7,7 +7,7 @@ import io
 import os
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -236,7 +236,7 @@ def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> tuple[np.ndarray, T
   if weights.shape[1] == 1:  # the SVD needs two; a single word is an axis already
     vectors, components = weights.toarray(), np.ones((1, 1), np.float32)
   else:
-    svd = TruncatedSVD(max(min(dims, min(weights.shape) - 1), 1), random_state=seed)
+    svd: Any = TruncatedSVD(max(min(dims, min(weights.shape) - 1), 1), random_state=seed)
     with np.errstate(invalid="ignore"):  # of the share of a variance of zero, which nobody reads
       vectors = svd.fit_transform(weights)
     components = svd.components_
@@ -248,11 +248,10 @@ def tfidf_svd(texts: Sequence[str], dims: int, seed: int) -> tuple[np.ndarray, T
   return _unit_length(vectors, mean), space
 
 
-def _vectorizer(**settings):
+def _vectorizer(**settings) -> Any:  # scikit-learn has no types, and what is guessed from its code is wrong
   """TF-IDF of words and word pairs, in float32."""
   from sklearn.feature_extraction.text import TfidfVectorizer
 
-  # scikit-learn has no types; that of dtype is guessed from its default.
   return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), dtype=np.float32, **settings)  # pyright: ignore[reportArgumentType]
 
 
