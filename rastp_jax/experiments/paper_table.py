@@ -94,7 +94,7 @@ def execute(
   files.write_atomic(paths[1], text_tables.markdown(table["rows"]) + "\n\n" + "\n".join(table["notes"]) + "\n")
   say("\n" + text_tables.align(table["rows"]) + "\n\n" + "\n".join(table["notes"]))
   workdirs = [command.arguments[1] for command in todo if command.arguments[0] == "rastp_jax.evaluate"]
-  say(f"\nCurves and plots: python -m rastp_jax.report {shlex.join(workdirs)} --output={output}\n")
+  say(f"\nCurves and plots: python -m rastp_jax.report {shlex.join([*workdirs, f'--output={output}'])}\n")
   return paths
 
 

@@ -119,8 +119,9 @@ def load(
   path = files.check_path(path)
   if not path.exists():
     raise InputError(
-      f"There are no semantic IDs at {path}: make them by `python -m rastp_jax.prepare` with the same --config, or "
-      "point config.data.data_dir to where they are."
+      f"There are no semantic IDs at {path.absolute()}: make them by `python -m rastp_jax.prepare` with the same "
+      "--config, or say by --config.data.data_dir=DIR, or --override=data.data_dir=DIR for a trained run, where they "
+      "are."
     )
   try:
     with files.open_npz(path) as file:

@@ -389,8 +389,9 @@ def _check_same(path: pathlib.Path, stored: Mapping[str, Any], wanted: Mapping[s
     before = stored.get(name, younger.get(name))
     if before != value:
       raise InputError(
-        f"{path} was made with {name}={before!r}, but now {name}={value!r} is asked for: remove the file to make the "
-        f"codes again, or choose another config.data.data_dir{own}."
+        f"{path} was made with {name}={before!r}, but now {name}={value!r} is asked for: choose another "
+        "config.data.dataset or config.data.data_dir, or remove the file to make the codes again, after which runs "
+        f"trained on them can no longer be used{own}."
       )
 
 
