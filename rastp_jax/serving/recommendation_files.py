@@ -43,7 +43,7 @@ from rastp_jax.training.workdir import Workdir
 # The memory that a line costs is bounded by it: some fifty thousand items.
 MAX_LINE_BYTES = 1_000_000
 MAX_SHARDS = 99_999
-_SUFFIXES = ("", ".jsonl", ".json", ".csv")  # of an output, each also with .gz
+_SUFFIXES = ("", ".jsonl", ".ndjson", ".json", ".csv")  # of an output, each also with .gz
 
 Line = tuple[Any, Sequence[str | int]]  # a user, whatever JSON value names them, and their history
 
